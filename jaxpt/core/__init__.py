@@ -1,0 +1,1 @@
+"""The ground floor: spec trees, path-addressed trees, random keys, precision, configuration."""

@@ -1,0 +1,181 @@
+"""The transformer block: attention and feed-forward around a residual stream, for decoders and encoders alike.
+
+What differs between models is an argument: `BlockConfig` says the architecture (LLaMA, GPT-2, GPT-NeoX, ...), `Context` says
+what this call sees (mask, positions), and may replace the attention score or adapt the output of a sublayer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxpt import weights
+from jaxpt.core.spec import ArraySpec, zeros
+from jaxpt.core.trees import static
+from jaxpt.core.types import Array, Bool, Float, Int, Params
+from jaxpt.layers import norms, positions
+from jaxpt.layers.dot_product import dot_product_attention
+from jaxpt.layers.masks import Mask
+from jaxpt.layers.mlp import gated, mlp
+from jaxpt.sharding import constrain
+
+Score = Callable[[Array, Array, Params], Array]  # (q [B S H K], k [B T G K], attention parameters) -> bias [B|1, H|1, S, T]
+Hook = Callable[[str, Array, Array, Params], Array]  # (site, sublayer input, sublayer output, block parameters) -> output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """Architecture of a block. The defaults are LLaMA's.
+
+    Attributes:
+      kv_heads, head_dim: `heads` and width // heads where None.
+      ffn: feed-forward width.
+      activation: a key of `layers.mlp.ACTIVATIONS`.
+      rotary_fraction: share of each head's dimensions that rotate; 0 for models without rotary positions.
+      bias: biases on every linear (GPT-2, GPT-NeoX).
+      parallel_residual: attention and feed-forward read the same residual stream (GPT-NeoX).
+      initializer_stddev: of dense matrices; None for U(+-1/sqrt(in)).
+      weights: (path pattern, form) rules for the matrices; what no rule names is dense.
+      attention: "auto", "xla", "cudnn" or "splash".
+    """
+
+    width: int = 64
+    heads: int = 4
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn: int = 172
+    norm: str = "rms"
+    norm_eps: float = 1e-6
+    activation: str = "swiglu"
+    rotary_fraction: float = 1.0
+    rotary_base: float = 10_000.0
+    bias: bool = False
+    parallel_residual: bool = False
+    initializer_stddev: float | None = 0.02
+    weights: weights.Rules = ()
+    attention: str = "auto"
+    param_dtype: str = "float32"
+    compute_dtype: str = "float32"
+
+    @property
+    def groups(self) -> int:
+        """Number of key/value heads."""
+        groups = self.heads if self.kv_heads is None else self.kv_heads
+        if self.heads % groups:
+            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={groups}")
+        return groups
+
+    @property
+    def per_head(self) -> int:
+        """Dimensions of one head."""
+        if self.head_dim is None and self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}; give head_dim")
+        return self.width // self.heads if self.head_dim is None else self.head_dim
+
+
+@struct.dataclass
+class Context:
+    """What one call of a stack of blocks sees, shared by its layers."""
+
+    mask: Mask
+    positions: Int[Array, "B S"]
+    score: Score | None = static(default=None)
+    hook: Hook | None = static(default=None)
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens so far. Per layer inside the scan, stacked [L, ...] outside.
+
+    `valid` marks the slots that hold a token (left padding does not), `length` counts the slots written.
+    """
+
+    k: Float[Array, "*L B T G K"]
+    v: Float[Array, "*L B T G K"]
+    valid: Bool[Array, "B T"]
+    length: Int[Array, ""]
+
+
+def linear_spec(
+    cfg: BlockConfig,
+    path: str,
+    out: tuple[str, int],
+    inp: tuple[str, int],
+    stack: tuple[int, ...] = (),
+    bias: bool | None = None,
+) -> dict[str, Any]:
+    """The spec of one linear [out, in], in the form that `cfg.weights` gives its path. Axes are (name, size) pairs."""
+    form = weights.choose(path, cfg.weights, weights.Dense(cfg.initializer_stddev))
+    p: dict[str, Any] = {"kernel": form.spec(out[1], inp[1], (out[0], inp[0]), stack, cfg.param_dtype)}
+    if cfg.bias if bias is None else bias:
+        axes = (*("layers",) * len(stack), out[0])
+        p["bias"] = ArraySpec((*stack, out[1]), axes, zeros, cfg.param_dtype)
+    return p
+
+
+def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks") -> Params:
+    """The spec of a block, or with `stack` of a stack of blocks."""
+    embed, ffn = ("embed", cfg.width), ("mlp", cfg.ffn)
+    q, kv = ("heads", cfg.heads * cfg.per_head), ("kv_heads", cfg.groups * cfg.per_head)
+
+    def lin(name: str, out: tuple[str, int], inp: tuple[str, int]) -> dict[str, Any]:
+        return linear_spec(cfg, f"{path}/{name}", out, inp, stack)
+
+    attention = {"query": (q, embed), "key": (kv, embed), "value": (kv, embed), "out": (embed, q)}
+    feed_forward = {"up": (ffn, embed), "down": (embed, ffn)} | ({"gate": (ffn, embed)} if gated(cfg.activation) else {})
+    return {
+        "attention_norm": norms.spec(cfg.norm, cfg.width, stack, cfg.param_dtype),
+        "attention": {name: lin(f"attention/{name}", *shape) for name, shape in attention.items()},
+        "mlp_norm": norms.spec(cfg.norm, cfg.width, stack, cfg.param_dtype),
+        "mlp": {name: lin(f"mlp/{name}", *shape) for name, shape in feed_forward.items()},
+    }
+
+
+def block(
+    x: Float[Array, "B S D"], p: Params, cfg: BlockConfig, context: Context, cache: Cache | None = None
+) -> tuple[Float[Array, "B S D"], Cache | None]:
+    """One pre-norm block. Returns the residual stream, and the cache with this call's keys and values if one was given."""
+
+    def adapt(site: str, inner: Array, y: Array) -> Array:
+        return y if context.hook is None else context.hook(site, inner, y, p)
+
+    x = constrain(x, "batch", "sequence", "features")
+    inner = norms.norm(x, p["attention_norm"], cfg.norm_eps)
+    y, cache = self_attention(inner, p["attention"], cfg, context, cache)
+    after_attention = x + adapt("attention", inner, y)
+    inner = norms.norm(x if cfg.parallel_residual else after_attention, p["mlp_norm"], cfg.norm_eps)
+    x = after_attention + adapt("mlp", inner, mlp(inner, p["mlp"], cfg.activation))
+    return constrain(x, "batch", "sequence", "features"), cache
+
+
+def self_attention(
+    x: Float[Array, "B S D"], p: Params, cfg: BlockConfig, context: Context, cache: Cache | None = None
+) -> tuple[Float[Array, "B S D"], Cache | None]:
+    """Multi-head attention with grouped key/value heads over x, and over the cached tokens before it."""
+    b, s, _ = x.shape
+    q = weights.linear(x, p["query"]).reshape(b, s, cfg.heads, cfg.per_head)
+    k = weights.linear(x, p["key"]).reshape(b, s, cfg.groups, cfg.per_head)
+    v = weights.linear(x, p["value"]).reshape(b, s, cfg.groups, cfg.per_head)
+    if cfg.rotary_fraction:
+        q = positions.rotary(q, context.positions, cfg.rotary_base, cfg.rotary_fraction)
+        k = positions.rotary(k, context.positions, cfg.rotary_base, cfg.rotary_fraction)
+    if cache is not None:
+        write = jax.lax.dynamic_update_slice_in_dim
+        cache = cache.replace(
+            k=write(cache.k, k.astype(cache.k.dtype), cache.length, 1),
+            v=write(cache.v, v.astype(cache.v.dtype), cache.length, 1),
+        )
+        k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
+    bias = None if context.score is None else context.score(q, k, p)
+    out = dot_product_attention(q, k, v, context.mask, bias=bias, implementation=cfg.attention)
+    return weights.linear(out.reshape(b, s, cfg.heads * cfg.per_head), p["out"]), cache
+
+
+def embed(table: Float[Array, "V D"], ids: Int[Array, "B S"], dtype: str) -> Float[Array, "B S D"]:
+    """Rows of an embedding table."""
+    return constrain(jnp.take(table, ids, axis=0).astype(dtype), "batch", "sequence", "features")

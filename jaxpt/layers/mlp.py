@@ -1,0 +1,33 @@
+"""Feed-forward layers: SwiGLU (arXiv 2002.05202) and the two-matrix GELU of GPT-2 and GPT-NeoX."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+from jaxpt.core.names import nearest_error
+from jaxpt.core.types import Array, Float, Params
+from jaxpt.weights import linear
+
+ACTIVATIONS = {
+    "swiglu": jax.nn.silu,
+    "geglu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def gated(activation: str) -> bool:
+    """Whether the activation multiplies a second projection, "gate"."""
+    if activation not in ACTIVATIONS:
+        raise nearest_error("activation", activation, ACTIVATIONS)
+    return activation in ("swiglu", "geglu")
+
+
+def mlp(x: Float[Array, "B S D"], p: Params, activation: str) -> Float[Array, "B S D"]:
+    """down(act(up(x))), or down(act(gate(x)) * up(x)) where the activation is gated."""
+    act = ACTIVATIONS[activation]
+    hidden = act(linear(x, p["gate"])) * linear(x, p["up"]) if gated(activation) else act(linear(x, p["up"]))
+    return linear(hidden, p["down"])

@@ -1,0 +1,1 @@
+"""Models: each is `Config`, `spec(cfg)`, `init(key, cfg)` and `apply(params, x, cfg)`."""

@@ -1,0 +1,116 @@
+"""Decoding with a key/value cache: temperature, top-k and top-p, per-row keys, left-padded prompts.
+
+    tokens = generate(params, prompts, cfg, key=jax.random.key(0), steps=64, sampling=Sampling(temperature=0.8, top_p=0.95))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxpt.core.rng import fold
+from jaxpt.core.types import Array, Bool, Float, Int, Params, PRNGKeyArray
+from jaxpt.layers import masks
+from jaxpt.layers.block import Cache
+from jaxpt.models import decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"need temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self}")
+
+
+def empty_cache(cfg: decoder.Config, batch: int, length: int) -> Cache:
+    """A cache for `length` tokens of `batch` rows."""
+    shape = (cfg.layers, batch, length, cfg.groups, cfg.per_head)
+    kv = jnp.zeros(shape, cfg.compute_dtype)
+    return Cache(kv, kv, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+
+
+def extend(
+    params: Params, ids: Int[Array, "B S"], cfg: decoder.Config, cache: Cache, valid: Bool[Array, "B S"] | None = None
+) -> tuple[Float[Array, "B S V"], Cache]:
+    """Logits of the next tokens after each of `ids`, given everything in the cache, and the cache with `ids` in it.
+
+    Args:
+      valid: False at left padding, which takes no position and is seen by nobody.
+    """
+    valid = jnp.ones(ids.shape, bool) if valid is None else valid
+    seen = cache.valid.sum(-1, keepdims=True)
+    slots = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, 1)
+    mask = masks.Mask(
+        causal=True,
+        query_start=cache.length,
+        segments=valid.astype(jnp.int32),
+        key_segments=slots.astype(jnp.int32),
+    )
+    positions = jnp.maximum(seen + jnp.cumsum(valid, -1) - 1, 0)
+    hidden = decoder.hidden_states(params, ids, cfg, positions=positions, mask=mask, cache=cache)
+    grown = hidden.cache.replace(valid=slots, length=cache.length + ids.shape[1])
+    return decoder.logits(params, hidden.final, cfg), grown
+
+
+def sample(logits: Float[Array, "B V"], keys: PRNGKeyArray, sampling: Sampling) -> Int[Array, " B"]:
+    """One token a row, each row from its own key, so that a text does not depend on its batch."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    return jax.vmap(jax.random.categorical)(keys, truncate(logits / sampling.temperature, sampling))
+
+
+def truncate(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
+    """-inf outside the top k tokens, then outside the smallest set with probability >= top_p (never empty)."""
+    if sampling.top_k:
+        kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if sampling.top_p < 1:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        mass = jnp.cumsum(jax.nn.softmax(ordered, -1), -1)
+        # keep a token while the mass before it is below top_p
+        last = jnp.sum(mass - jax.nn.softmax(ordered, -1) < sampling.top_p, -1, keepdims=True) - 1
+        logits = jnp.where(logits < jnp.take_along_axis(ordered, last, -1), -jnp.inf, logits)
+    return logits
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "steps", "sampling", "stop_id"))
+def generate(
+    params: Params,
+    prompts: Int[Array, "B S"],
+    cfg: decoder.Config,
+    *,
+    key: PRNGKeyArray,
+    steps: int,
+    sampling: Sampling | None = None,
+    valid: Bool[Array, "B S"] | None = None,
+    stop_id: int = -1,
+) -> Int[Array, "B N"]:
+    """`steps` new tokens after each prompt [B, S]; after `stop_id` a row repeats it.
+
+    Args:
+      valid: [B, S], False at left padding of shorter prompts.
+      key: row i draws token t from fold(key, i, t).
+    """
+    sampling = sampling or Sampling()
+    rows = jax.vmap(lambda i: fold(key, i))(jnp.arange(prompts.shape[0]))
+    cache = empty_cache(cfg, prompts.shape[0], prompts.shape[1] + steps)
+    first, cache = extend(params, prompts, cfg, cache, valid)
+
+    def one(carry: tuple[Array, Cache, Array], t: Array) -> tuple[tuple[Array, Cache, Array], Array]:
+        scores, cache, done = carry
+        token = sample(scores, jax.vmap(lambda k: fold(k, t))(rows), sampling)
+        token = jnp.where(done, stop_id, token)
+        scores, cache = extend(params, token[:, None], cfg, cache)
+        return (scores[:, -1], cache, done | (token == stop_id)), token
+
+    start = (first[:, -1], cache, jnp.zeros(prompts.shape[0], bool))
+    return jax.lax.scan(one, start, jnp.arange(steps))[1].T

@@ -1,0 +1,1 @@
+"""Objectives: batch -> losses per sequence, one file each."""

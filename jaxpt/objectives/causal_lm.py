@@ -1,0 +1,26 @@
+"""Next-token prediction on a decoder: -sum_i loss_weight_i log p(label_i | inputs up to i)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jaxpt.core.types import Params, PRNGKeyArray
+from jaxpt.models import decoder
+from jaxpt.objectives.base import Losses
+from jaxpt.objectives.cross_entropy import cross_entropy
+
+
+def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, cfg: decoder.Config) -> Losses:
+    """Losses of a batch of packed or plain sequences.
+
+    Args:
+      batch: inputs, labels [B, S] int; loss_weight [B, S]; segment_ids and positions [B, S], optional.
+      key: unused, the objective draws nothing.
+    """
+    extra: dict[str, Any] = {"segments": batch.get("segment_ids"), "positions": batch.get("positions")}
+    hidden = decoder.hidden_states(params, batch["inputs"], cfg, **extra).final
+    sums, correct = cross_entropy(hidden, decoder.head(params), batch["labels"], batch["loss_weight"])
+    weights = batch["loss_weight"].sum(-1)
+    return Losses(sums, weights, {"accuracy": (correct.sum(), weights.sum())})

@@ -1,0 +1,26 @@
+"""Adam (arXiv 1412.6980) with decoupled weight decay (arXiv 1711.05101) on matrices only, by path."""
+
+from __future__ import annotations
+
+import optax
+
+from jaxpt.core import trees
+from jaxpt.core.types import PyTree
+
+
+def adam(
+    rate: float | optax.Schedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    decay: tuple[str, ...] = ("*/kernel",),
+) -> optax.GradientTransformation:
+    """Adam; moments in the dtype of the parameters. `weight_decay` acts on arrays whose path matches `decay`."""
+
+    def decayed(params: PyTree) -> PyTree:
+        return trees.map_with_path(lambda path, _: trees.matches_any(path, decay), params)
+
+    decoupled = [optax.add_decayed_weights(weight_decay, mask=decayed)] if weight_decay else []
+    return optax.chain(optax.scale_by_adam(b1, b2, eps), *decoupled, optax.scale_by_learning_rate(rate))

@@ -1,0 +1,31 @@
+"""Learning-rate schedules: update number (from 0) -> rate."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+
+
+def warmup_cosine(peak: float, steps: int, warmup: int, floor: float = 0.1) -> optax.Schedule:
+    """Linear from peak / warmup at update 0 to peak at update warmup - 1, then a cosine to floor * peak at the last update.
+
+    The first update already moves: the released code of SLTrain and GaLore starts at rate 0, which wastes a batch.
+    """
+    if not 0 <= warmup <= steps or not 0 <= floor <= 1:
+        raise ValueError(f"need 0 <= warmup <= steps and 0 <= floor <= 1, got {warmup=}, {steps=}, {floor=}")
+
+    def schedule(count):  # noqa: ANN001, ANN202 - optax's protocol
+        ramp = (count + 1) / max(warmup, 1)
+        progress = jnp.clip((count - warmup) / max(steps - 1 - warmup, 1), 0.0, 1.0)
+        decay = floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return peak * jnp.where(count < warmup, ramp, decay)
+
+    return schedule
+
+
+def constant(peak: float, steps: int, warmup: int, floor: float = 0.1) -> optax.Schedule:
+    """Linear warm-up, then `peak`."""
+    return lambda count: peak * jnp.minimum((count + 1) / max(warmup, 1), 1.0)
+
+
+SCHEDULES = {"cosine": warmup_cosine, "constant": constant}

@@ -1,0 +1,81 @@
+"""Logical axis names -> mesh axes, declared once for the whole project.
+
+A model names the axes of its arrays ("embed", "mlp", "batch"); this table alone knows what that means on a mesh. A
+dimension the mesh axes do not divide, or whose mesh axes another dimension of the same array already uses, is replicated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxpt.core.names import nearest_error
+from jaxpt.core.spec import ArraySpec
+from jaxpt.core.types import Array, PyTree
+
+RULES: dict[str, tuple[str, ...]] = {
+    # parameters
+    "layers": (),
+    "embed": ("fsdp",),
+    "mlp": ("model",),
+    "heads": ("model",),
+    "kv_heads": ("model",),
+    "vocab": ("model",),
+    "positions": (),
+    "rank": (),
+    "nonzeros": ("fsdp",),
+    "norm": (),
+    "experts": ("expert",),
+    # activations
+    "batch": ("data", "fsdp"),
+    "sequence": (),
+    "features": (),
+    "head_dim": (),
+}
+
+
+def partition_spec(
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    sizes: Mapping[str, int],
+    rules: Mapping[str, tuple[str, ...]] = RULES,
+) -> PartitionSpec:
+    """The PartitionSpec of an array with these logical axes on a mesh with these axis sizes.
+
+    Raises:
+      ValueError: a logical axis that the table does not know.
+    """
+    used: set[str] = set()
+    entries: list[tuple[str, ...] | None] = []
+    for axis, length in zip(axes, shape, strict=True):
+        if axis is not None and axis not in rules:
+            raise nearest_error("logical axis", axis, rules)
+        chosen: list[str] = []
+        for name in rules[axis] if axis is not None else ():
+            divisor = sizes[name]
+            for other in chosen:
+                divisor *= sizes[other]
+            if name not in used and sizes[name] > 1 and length % divisor == 0:
+                chosen.append(name)
+        used.update(chosen)
+        entries.append(tuple(chosen) or None)
+    return PartitionSpec(*entries)
+
+
+def shardings(spec: PyTree, mesh: Mesh) -> PyTree:
+    """The NamedSharding of every array of a spec tree."""
+
+    def one(s: ArraySpec) -> NamedSharding:
+        return NamedSharding(mesh, partition_spec(s.axes, s.shape, dict(mesh.shape)))
+
+    return jax.tree.map(one, spec)
+
+
+def constrain(x: Array, *axes: str | None) -> Array:
+    """Asks the compiler to lay out an activation by its logical axes on the ambient mesh; nothing without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, partition_spec(axes, x.shape, dict(mesh.shape)))

@@ -1,0 +1,1 @@
+"""Training: a pure step, and events between steps."""

@@ -1,0 +1,80 @@
+"""The state of a run: everything a checkpoint must hold, as one pytree."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxpt.core import spec as specs
+from jaxpt.core import trees
+from jaxpt.core.rng import fold
+from jaxpt.core.types import Array, Bool, Int, Params, PyTree, UInt32
+from jaxpt.sharding.rules import shardings
+
+
+@struct.dataclass
+class TrainState:
+    """Attributes:
+    step: number of updates done.
+    trainable: parameters that the optimizer sees (None where an array is fixed).
+    fixed: supports, masks, frozen bases (None where an array is trainable).
+    opt_state: the optimizer's.
+    seed: two words; every random number of the run is a fold of it.
+    halted: set by a non-finite loss or gradient; the state is then the last good one and stays so.
+    """
+
+    step: Int[Array, ""]
+    trainable: PyTree
+    fixed: PyTree
+    opt_state: PyTree
+    seed: UInt32[Array, "2"]
+    halted: Bool[Array, ""]
+
+    @property
+    def params(self) -> Params:
+        """The whole tree of parameters, as models take it."""
+        return trees.merge(self.trainable, self.fixed)
+
+
+def create(params: Params, optimizer: optax.GradientTransformation, seed: int = 0) -> TrainState:
+    """A state at step 0 for these parameters."""
+    trainable, fixed = trees.split(params)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trainable=trainable,
+        fixed=fixed,
+        opt_state=optimizer.init(trainable),
+        seed=jax.random.key_data(fold(jax.random.key(seed), "training")),
+        halted=jnp.zeros((), bool),
+    )
+
+
+def state_shardings(spec: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """The sharding of every array of the state: parameters by their logical axes, moments like the parameter whose path
+    and shape they share, everything else replicated."""
+    of_params = dict(trees.leaves_with_path(shardings(spec, mesh)))
+    shapes = {path: leaf.shape for path, leaf in trees.leaves_with_path(specs.abstract(spec))}
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+        for name, sharding in of_params.items():
+            if (path == name or path.endswith("/" + name)) and shapes[name] == leaf.shape:
+                return sharding
+        return replicated
+
+    return trees.map_with_path(place, jax.eval_shape(lambda: create(specs.init(jax.random.key(0), spec), optimizer)))
+
+
+def create_sharded(
+    spec: Params, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int = 0, init_seed: int = 0
+) -> TrainState:
+    """A state at step 0, every array made where it will live, so that no device holds more than its share."""
+
+    def build() -> TrainState:
+        return create(specs.init(jax.random.key(init_seed), spec), optimizer, seed)
+
+    with jax.set_mesh(mesh):
+        return jax.jit(build, out_shardings=state_shardings(spec, optimizer, mesh))()

@@ -1,0 +1,64 @@
+"""The default implementation: rebuild W when it is needed, keep it never.
+
+Forward saves (x, B, A, v, support) and nothing of size out x in; backward rebuilds W for dX and forms G = dY^T X of one
+layer at a time, from which the gradient of v is gathered. This is the algorithm of the authors' `sparse_linear.cpp`,
+except that the low-rank gradients are taken from the tokens instead of from G where that costs fewer operations.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def densify(
+    b: Float[Array, "O R"], a: Float[Array, "R I"], v: Float[Array, " N"], support: Int[Array, " N"]
+) -> Float[Array, "O I"]:
+    """W = B A + S. `support` is sorted, without duplicates, in row-major order of W."""
+    w = jnp.einsum("or,ri->oi", b, a, preferred_element_type=jnp.float32).astype(v.dtype)
+    flat = w.reshape(-1).at[support].add(v, unique_indices=True, indices_are_sorted=True)
+    return flat.reshape(w.shape)
+
+
+@jax.custom_vjp
+def sparse_low_rank(
+    x: Float[Array, "*B I"],
+    b: Float[Array, "O R"],
+    a: Float[Array, "R I"],
+    v: Float[Array, " N"],
+    support: Int[Array, " N"],
+) -> Float[Array, "*B O"]:
+    """y = x (B A + S)^T. Any scale (alpha / rank) is folded into A by the caller, so its gradient is chained there.
+
+    Shapes: x [..., in], B [out, rank], A [rank, in], v and support [nnz] with support[k] = row * in + column, sorted and
+    without duplicates. Rank 0 and nnz 0 are allowed. Source: SLTrain, section 3.2 and algorithm 1.
+    """
+    return jnp.einsum("...i,oi->...o", x, densify(b, a, v, support))
+
+
+def _forward(x, b, a, v, support):  # noqa: ANN001, ANN202 - the signature is that of sparse_low_rank
+    return sparse_low_rank(x, b, a, v, support), (x, b, a, v, support)
+
+
+def _backward(saved, dy):  # noqa: ANN001, ANN202
+    x, b, a, v, support = saved
+    dx = jnp.einsum("...o,oi->...i", dy, densify(b, a, v, support))
+    x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+    g = jnp.einsum("to,ti->oi", dy2, x2, preferred_element_type=jnp.float32)
+    dv = g.reshape(-1).at[support].get(unique_indices=True, indices_are_sorted=True)
+    if low_rank_from_tokens(x2.shape[0], *g.shape):
+        db = jnp.einsum("to,tr->or", dy2, jnp.einsum("ti,ri->tr", x2, a))
+        da = jnp.einsum("tr,ti->ri", jnp.einsum("to,or->tr", dy2, b), x2)
+    else:
+        db = jnp.einsum("oi,ri->or", g, a.astype(g.dtype))
+        da = jnp.einsum("or,oi->ri", b.astype(g.dtype), g)
+    return dx, db.astype(b.dtype), da.astype(a.dtype), dv.astype(v.dtype), None
+
+
+def low_rank_from_tokens(tokens: int, out_size: int, in_size: int) -> bool:
+    """Whether dB and dA cost fewer operations from the tokens (4 T r (m + n)) than from G (4 m n r)."""
+    return tokens * (out_size + in_size) < out_size * in_size
+
+
+sparse_low_rank.defvjp(_forward, _backward)
