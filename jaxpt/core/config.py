@@ -71,7 +71,8 @@ def _replace(cfg: Any, keys: list[str], value: Any, whole: str) -> Any:
     if keys[0] not in names:
         raise nearest_error("config key", whole, _dotted(cfg, whole[: len(whole) - len(".".join(keys))]))
     current = getattr(cfg, keys[0])
-    new = _replace(current, keys[1:], value, whole) if len(keys) > 1 else _convert(current, value, whole)
+    annotation = next(f.type for f in dataclasses.fields(cfg) if f.name == keys[0])
+    new = _replace(current, keys[1:], value, whole) if keys[1:] else _convert(current, value, whole, annotation)
     return dataclasses.replace(cfg, **{keys[0]: new})
 
 
@@ -84,20 +85,26 @@ def _dotted(cfg: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _convert(current: Any, value: Any, key: str) -> Any:
-    """The value as the type of the current one: bool, int, float, str, tuple; anything goes where the current is None."""
-    if isinstance(value, str) and not isinstance(current, str):
+def _convert(current: Any, value: Any, key: str, annotation: Any) -> Any:
+    """`value` as what the field holds now or its annotation allows: bool, int, float, str, tuple, None."""
+    words = {w.strip() for w in (annotation if isinstance(annotation, str) else str(annotation)).split("|")}
+    kinds = [] if current is None else [type(current)]
+    kinds += [kind for kind in (bool, int, float, str) if kind.__name__ in words and kind not in kinds]
+    optional = current is None or "None" in words
+    named = " or ".join(kind.__name__ for kind in kinds)
+    if isinstance(value, str) and (str not in kinds or (optional and value.lower() == "none")):
         try:
             value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(value.lower(), value))
         except (ValueError, SyntaxError):
-            if current is not None:
-                raise ValueError(f"{key}={value!r} is not a {type(current).__name__}") from None
-    if isinstance(current, tuple) and isinstance(value, (list, tuple)):
-        return tuple(value)
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(current, int) and not isinstance(current, bool) and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if current is not None and value is not None and type(value) is not type(current):
-        raise ValueError(f"{key}={value!r} should be a {type(current).__name__}, got a {type(value).__name__}")
-    return value
+            if kinds:
+                raise ValueError(f"{key}={value!r} is not a {named}") from None
+    if not kinds or (optional and value is None):
+        return value
+    for kind in sorted(kinds, key=lambda kind: kind is not type(value)):
+        if type(value) is kind:
+            return value
+        if kind is tuple and isinstance(value, list):
+            return tuple(value)
+        if (kind is float and type(value) is int) or (kind is int and type(value) is float and value.is_integer()):
+            return kind(value)
+    raise ValueError(f"{key}={value!r} should be a {named}, got a {type(value).__name__}")

@@ -48,6 +48,11 @@ class ArraySpec:
         return self.size * jnp.dtype(self.dtype).itemsize
 
 
+def array(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initializer, dtype: str = "float32") -> Any:
+    """An `ArraySpec`, for a place that is declared to hold the array it describes."""
+    return ArraySpec(shape, axes, init, dtype)
+
+
 def is_spec(x: Any) -> bool:
     """Whether x is the leaf of a spec tree."""
     return isinstance(x, ArraySpec)

@@ -72,9 +72,7 @@ def split(tree: PyTree) -> tuple[PyTree, PyTree]:
 
 def merge(trainable: PyTree, fixed_arrays: PyTree) -> PyTree:
     """The inverse of `split`."""
-    return jax.tree.map(
-        lambda a, b: b if a is None else a, trainable, fixed_arrays, is_leaf=lambda x: x is None
-    )
+    return jax.tree.map(lambda a, b: b if a is None else a, trainable, fixed_arrays, is_leaf=lambda x: x is None)
 
 
 def _mask(tree: PyTree, trainable: bool) -> PyTree:
