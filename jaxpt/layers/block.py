@@ -24,8 +24,12 @@ from jaxpt.layers.masks import Mask
 from jaxpt.layers.mlp import gated, mlp
 from jaxpt.sharding import constrain
 
-Score = Callable[[Array, Array, Params], Array]  # (q [B S H K], k [B T G K], attention parameters) -> bias [B|1, H|1, S, T]
-Hook = Callable[[str, Array, Array, Params], Array]  # (site, sublayer input, sublayer output, block parameters) -> output
+Score = Callable[
+    [Array, Array, Params], Array
+]  # (q [B S H K], k [B T G K], attention parameters) -> bias [B|1, H|1, S, T]
+Hook = Callable[
+    [str, Array, Array, Params], Array
+]  # (site, sublayer input, sublayer output, block parameters) -> output
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,14 +70,14 @@ class BlockConfig:
     def groups(self) -> int:
         """Number of key/value heads."""
         groups = self.heads if self.kv_heads is None else self.kv_heads
-        if self.heads % groups:
-            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={groups}")
+        if groups < 1 or self.heads < 1 or self.heads % groups:
+            raise ValueError(f"heads={self.heads} is not a positive multiple of kv_heads={groups}")
         return groups
 
     @property
     def per_head(self) -> int:
         """Dimensions of one head."""
-        if self.head_dim is None and self.width % self.heads:
+        if self.head_dim is None and (self.heads < 1 or self.width % self.heads):
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}; give head_dim")
         return self.width // self.heads if self.head_dim is None else self.head_dim
 
@@ -127,7 +131,9 @@ def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks") ->
         return linear_spec(cfg, f"{path}/{name}", out, inp, stack)
 
     attention = {"query": (q, embed), "key": (kv, embed), "value": (kv, embed), "out": (embed, q)}
-    feed_forward = {"up": (ffn, embed), "down": (embed, ffn)} | ({"gate": (ffn, embed)} if gated(cfg.activation) else {})
+    feed_forward = {"up": (ffn, embed), "down": (embed, ffn)} | (
+        {"gate": (ffn, embed)} if gated(cfg.activation) else {}
+    )
     return {
         "attention_norm": norms.spec(cfg.norm, cfg.width, stack, cfg.param_dtype),
         "attention": {name: lin(f"attention/{name}", *shape) for name, shape in attention.items()},
@@ -166,7 +172,8 @@ def self_attention(
         k = positions.rotary(k, context.positions, cfg.rotary_base, cfg.rotary_fraction)
     if cache is not None:
         write = jax.lax.dynamic_update_slice_in_dim
-        cache = cache.replace(
+        cache = dataclasses.replace(
+            cache,
             k=write(cache.k, k.astype(cache.k.dtype), cache.length, 1),
             v=write(cache.v, v.astype(cache.v.dtype), cache.length, 1),
         )

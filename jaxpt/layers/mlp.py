@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 
@@ -10,7 +11,7 @@ from jaxpt.core.names import nearest_error
 from jaxpt.core.types import Array, Float, Params
 from jaxpt.weights import linear
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swiglu": jax.nn.silu,
     "geglu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),

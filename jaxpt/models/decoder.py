@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxpt import weights
 from jaxpt.core import spec as specs
@@ -123,13 +124,19 @@ def hidden_states(
     Args:
       inputs: token ids [B, S], or embedded inputs [B, S, D] in their place.
       segments: [B, S] ids of packed documents, 0 for padding; they do not see each other.
-      positions: [B, S]; counted from 0 (or from the cache's tokens) by default.
+      positions: [B, S]; counted from 0 by default.
       mask: any `masks.Mask` in place of the causal one.
       path: indices of the layers to run, in order, with skips and repeats; all layers once by default.
       capture: also return the residual stream before every layer and after the last.
-      cache: earlier tokens of a decoding run; see `jaxpt.models.generate`.
+      cache: earlier tokens of a decoding run, with `positions` and `mask` that count them; `jaxpt.models.generate.extend`
+        builds all three.
       score, hook: see `jaxpt.layers.block`.
+
+    Raises:
+      ValueError: a path outside the layers or used with a cache, more positions than the table has, a cache alone.
     """
+    if cache is not None and (positions is None or mask is None):
+        raise ValueError("a cache needs positions and a mask that count its tokens; call jaxpt.models.generate.extend")
     embedded = jnp.issubdtype(inputs.dtype, jnp.floating)
     x = inputs.astype(cfg.compute_dtype) if embedded else blocks.embed(params["embedding"], inputs, cfg.compute_dtype)
     b, s = x.shape[:2]
@@ -152,25 +159,40 @@ def run_layers(
     path: Sequence[int] | Int[Array, " N"] | None,
     capture: bool,
     cache: Cache | None,
-) -> tuple[Float[Array, "B S D"], Float[Array, "N B S D"] | None, Cache | None]:
+) -> tuple[Float[Array, "B S D"], Float[Array, "_ B S D"] | None, Cache | None]:
     """`lax.scan` of the block over the layers, or over the layer indices of `path`."""
     if cfg.remat not in REMAT:
         raise nearest_error("remat policy", cfg.remat, REMAT)
+    if path is not None:
+        path = _checked_path(path, cfg.layers)
 
     def one_layer(x: Array, layer: tuple[Any, Any]) -> tuple[Array, tuple[Any, Any]]:
         p, kv = layer
         if path is not None:
             p = jax.tree.map(lambda t: t[p], stack)
-        own = None if kv is None else cache.replace(k=kv[0], v=kv[1])
+        own = None if cache is None else dataclasses.replace(cache, k=kv[0], v=kv[1])
         y, own = blocks.block(x, p, cfg, context, own)
         return y, (x if capture else None, None if own is None else (own.k, own.v))
 
     if cfg.remat != "none":
-        one_layer = jax.checkpoint(one_layer, policy=REMAT[cfg.remat], prevent_cse=False)
+        # a loop keeps the compiler from merging the recomputation with the first pass; without one it must be forbidden
+        no_loop = cfg.unroll >= (cfg.layers if path is None else len(path))
+        one_layer = jax.checkpoint(one_layer, policy=REMAT[cfg.remat], prevent_cse=no_loop)
     if cache is not None and path is not None:
         raise ValueError("a decoding cache holds one entry per layer in order; it cannot be used with a path")
-    over = stack if path is None else jnp.asarray(path, jnp.int32)
+    over = stack if path is None else path
     kv = None if cache is None else (cache.k, cache.v)
     x, (before, kv) = jax.lax.scan(one_layer, x, (over, kv), unroll=cfg.unroll)
     captured = jnp.concatenate([before, x[None]]) if capture else None
-    return x, captured, None if cache is None else cache.replace(k=kv[0], v=kv[1])
+    return x, captured, None if cache is None else dataclasses.replace(cache, k=kv[0], v=kv[1])
+
+
+def _checked_path(path: Sequence[int] | Int[Array, " N"], layers: int) -> Int[Array, " N"]:
+    """The path as an array. Indices known now are checked; a traced one that is out of range is clamped."""
+    if isinstance(path, jax.core.Tracer):
+        return path.astype(jnp.int32)
+    known = np.asarray(path, np.int32)
+    outside = known[(known < 0) | (known >= layers)]
+    if outside.size:
+        raise ValueError(f"path {known.tolist()} goes outside layers 0 to {layers - 1}: {outside.tolist()}")
+    return jnp.asarray(known)

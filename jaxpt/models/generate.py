@@ -1,6 +1,6 @@
 """Decoding with a key/value cache: temperature, top-k and top-p, per-row keys, left-padded prompts.
 
-    tokens = generate(params, prompts, cfg, key=jax.random.key(0), steps=64, sampling=Sampling(temperature=0.8, top_p=0.95))
+tokens = generate(params, prompts, cfg, key=jax.random.key(0), steps=64, sampling=Sampling(temperature=0.8, top_p=0.95))
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpt.core.rng import fold
-from jaxpt.core.types import Array, Bool, Float, Int, Params, PRNGKeyArray
+from jaxpt.core.types import Array, Bool, Float, Int, Key, Params, PRNGKeyArray
 from jaxpt.layers import masks
 from jaxpt.layers.block import Cache
 from jaxpt.models import decoder
@@ -32,7 +32,13 @@ class Sampling:
 
 
 def empty_cache(cfg: decoder.Config, batch: int, length: int) -> Cache:
-    """A cache for `length` tokens of `batch` rows."""
+    """A cache for `length` tokens of `batch` rows.
+
+    Raises:
+      ValueError: a model with learned positions has fewer of them than `length`.
+    """
+    if 0 < cfg.learned_positions < length:
+        raise ValueError(f"{length} tokens (prompt and new) asked for, but learned_positions={cfg.learned_positions}")
     shape = (cfg.layers, batch, length, cfg.groups, cfg.per_head)
     kv = jnp.zeros(shape, cfg.compute_dtype)
     return Cache(kv, kv, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
@@ -57,11 +63,11 @@ def extend(
     )
     positions = jnp.maximum(seen + jnp.cumsum(valid, -1) - 1, 0)
     hidden = decoder.hidden_states(params, ids, cfg, positions=positions, mask=mask, cache=cache)
-    grown = hidden.cache.replace(valid=slots, length=cache.length + ids.shape[1])
+    grown = dataclasses.replace(hidden.cache, valid=slots, length=cache.length + ids.shape[1])  # type: ignore[type-var]
     return decoder.logits(params, hidden.final, cfg), grown
 
 
-def sample(logits: Float[Array, "B V"], keys: PRNGKeyArray, sampling: Sampling) -> Int[Array, " B"]:
+def sample(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: Sampling) -> Int[Array, " B"]:
     """One token a row, each row from its own key, so that a text does not depend on its batch."""
     if sampling.temperature == 0:
         return logits.argmax(-1)

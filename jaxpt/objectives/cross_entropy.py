@@ -12,7 +12,8 @@ from jaxpt.core.types import Array, Float, Int
 from jaxpt.sharding import constrain
 from jaxpt.weights import Matrix
 
-CHUNK_ENTRIES = 2**22  # logits per sequence and chunk above which a sequence is cut
+# Logits per sequence and chunk above which a sequence is cut; the backward pass holds three buffers of this size.
+CHUNK_ENTRIES = 2**21
 
 
 def chunk_length(sequence: int, vocabulary: int) -> int:
@@ -34,9 +35,9 @@ def cross_entropy(
       head: the [V, D] output matrix.
       chunk: positions per chunk, a divisor of S; `chunk_length(S, V)` by default.
     """
-    b, s, d = hidden.shape
+    b, s, _ = hidden.shape
     chunk = chunk_length(s, head.shape[0]) if chunk is None else chunk
-    if s % chunk:
+    if chunk < 1 or s % chunk:
         raise ValueError(f"the chunk must divide the sequence length {s}, got {chunk}")
     if chunk == s:
         return _chunk(hidden, head, labels, loss_weight)

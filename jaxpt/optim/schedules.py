@@ -11,8 +11,7 @@ def warmup_cosine(peak: float, steps: int, warmup: int, floor: float = 0.1) -> o
 
     The first update already moves: the released code of SLTrain and GaLore starts at rate 0, which wastes a batch.
     """
-    if not 0 <= warmup <= steps or not 0 <= floor <= 1:
-        raise ValueError(f"need 0 <= warmup <= steps and 0 <= floor <= 1, got {warmup=}, {steps=}, {floor=}")
+    _check(steps, warmup, floor)
 
     def schedule(count):  # noqa: ANN001, ANN202 - optax's protocol
         ramp = (count + 1) / max(warmup, 1)
@@ -25,7 +24,13 @@ def warmup_cosine(peak: float, steps: int, warmup: int, floor: float = 0.1) -> o
 
 def constant(peak: float, steps: int, warmup: int, floor: float = 0.1) -> optax.Schedule:
     """Linear warm-up, then `peak`."""
+    _check(steps, warmup, floor)
     return lambda count: peak * jnp.minimum((count + 1) / max(warmup, 1), 1.0)
+
+
+def _check(steps: int, warmup: int, floor: float) -> None:
+    if not 0 <= warmup <= steps or not 0 <= floor <= 1:
+        raise ValueError(f"need 0 <= warmup <= steps and 0 <= floor <= 1, got {warmup=}, {steps=}, {floor=}")
 
 
 SCHEDULES = {"cosine": warmup_cosine, "constant": constant}

@@ -62,7 +62,7 @@ def make_mesh(cfg: MeshConfig | None = None, devices: Sequence[Any] | None = Non
 
 
 def platform() -> str:
-    """"cpu", "gpu" or "tpu": that of the ambient mesh (which may be one to compile for), else JAX's default."""
+    """ "cpu", "gpu" or "tpu": that of the ambient mesh (which may be one to compile for), else JAX's default."""
     mesh = jax.sharding.get_abstract_mesh()
     device = None if mesh.empty else mesh.abstract_device
     return jax.default_backend() if device is None else device.platform

@@ -1,6 +1,6 @@
 """Forms of a matrix, one file each, and the two functions that use them: `linear` and `convert`.
 
-    params = weights.convert(key, params, where="blocks/mlp/*", to=weights.LowRank(rank=16))
+params = weights.convert(key, params, where="blocks/mlp/*", to=weights.LowRank(rank=16))
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import struct
 
-from jaxpt.core.spec import ArraySpec, normal, uniform_fan_in
+from jaxpt.core.spec import array, normal, uniform_fan_in
 from jaxpt.core.types import Array, Float, PRNGKeyArray
 from jaxpt.weights.base import Cost, Form, Matrix, stack_axes
 
@@ -44,7 +44,7 @@ class Dense(Form):
         self, out_size: int, in_size: int, axes: tuple[str, str], stack: Sequence[int] = (), dtype: str = "float32"
     ) -> DenseMatrix:
         init = uniform_fan_in(in_size) if self.stddev is None else normal(self.stddev)
-        return DenseMatrix(ArraySpec((*stack, out_size, in_size), (*stack_axes(stack), *axes), init, dtype))
+        return DenseMatrix(array((*stack, out_size, in_size), (*stack_axes(stack), *axes), init, dtype))
 
     def from_dense(self, key: PRNGKeyArray, w: Float[Array, "*L O I"]) -> DenseMatrix:
         return DenseMatrix(w)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import struct
 
-from jaxpt.core.spec import ArraySpec, uniform_fan_in
+from jaxpt.core.spec import array, uniform_fan_in
 from jaxpt.core.trees import static
 from jaxpt.core.types import Array, Float, PRNGKeyArray
 from jaxpt.weights.base import Cost, Form, Matrix, stack_axes
@@ -58,8 +58,8 @@ class LowRank(Form):
         self, out_size: int, in_size: int, axes: tuple[str, str], stack: Sequence[int] = (), dtype: str = "float32"
     ) -> LowRankMatrix:
         lead = stack_axes(stack)
-        b = ArraySpec((*stack, out_size, self.rank), (*lead, axes[0], "rank"), uniform_fan_in(self.rank), dtype)
-        a = ArraySpec((*stack, self.rank, in_size), (*lead, "rank", axes[1]), uniform_fan_in(in_size), dtype)
+        b = array((*stack, out_size, self.rank), (*lead, axes[0], "rank"), uniform_fan_in(self.rank), dtype)
+        a = array((*stack, self.rank, in_size), (*lead, "rank", axes[1]), uniform_fan_in(in_size), dtype)
         return LowRankMatrix(b, a, self.scale)
 
     def from_dense(self, key: PRNGKeyArray, w: Float[Array, "*L O I"]) -> LowRankMatrix:
@@ -77,4 +77,6 @@ def truncated_svd(w: Float[Array, "*L O I"], rank: int) -> tuple[Float[Array, "*
         raise ValueError(f"rank {rank} is above min(out, in) = {min(w.shape[-2:])} of a {w.shape[-2:]} matrix")
     u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
     root = jnp.sqrt(s[..., :rank])
-    return (u[..., :rank] * root[..., None, :]).astype(w.dtype), (root[..., :, None] * vt[..., :rank, :]).astype(w.dtype)
+    return (u[..., :rank] * root[..., None, :]).astype(w.dtype), (root[..., :, None] * vt[..., :rank, :]).astype(
+        w.dtype
+    )

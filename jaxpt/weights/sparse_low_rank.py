@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxpt.core.spec import ArraySpec, uniform_fan_in, zeros
+from jaxpt.core.spec import array, uniform_fan_in, zeros
 from jaxpt.core.trees import fixed, static
 from jaxpt.core.types import Array, Float, Int, PRNGKeyArray
 from jaxpt.weights.base import Cost, Form, Matrix, stack_axes
@@ -50,7 +50,7 @@ class SparseLowRankMatrix(Matrix):
 
     def cost(self, tokens: int) -> Cost:
         (m, n), r, nnz = self.shape, self.a.shape[-2], self.v.shape[-1]
-        gradients = 6 * tokens * r * (m + n) if low_rank_from_tokens(tokens, m, n) else 4 * m * n * r
+        gradients = 4 * tokens * r * (m + n) if low_rank_from_tokens(tokens, m, n) else 4 * m * n * r
         return Cost(6.0 * tokens * (r * (m + n) + nnz), 6.0 * tokens * m * n + 4 * m * n * r + gradients)
 
 
@@ -81,10 +81,10 @@ class SparseLowRank(Form):
     ) -> SparseLowRankMatrix:
         lead, nnz = stack_axes(stack), self.nnz(out_size, in_size)
         return SparseLowRankMatrix(
-            b=ArraySpec((*stack, out_size, self.rank), (*lead, axes[0], "rank"), zeros, dtype),
-            a=ArraySpec((*stack, self.rank, in_size), (*lead, "rank", axes[1]), uniform_fan_in(in_size), dtype),
-            v=ArraySpec((*stack, nnz), (*lead, "nonzeros"), uniform_fan_in(in_size), dtype),
-            support=ArraySpec((*stack, nnz), (*lead, "nonzeros"), random_support(out_size * in_size), "int32"),
+            b=array((*stack, out_size, self.rank), (*lead, axes[0], "rank"), zeros, dtype),
+            a=array((*stack, self.rank, in_size), (*lead, "rank", axes[1]), uniform_fan_in(in_size), dtype),
+            v=array((*stack, nnz), (*lead, "nonzeros"), uniform_fan_in(in_size), dtype),
+            support=array((*stack, nnz), (*lead, "nonzeros"), random_support(out_size * in_size), "int32"),
             scale=self.scale,
         )
 
@@ -101,7 +101,7 @@ def random_support(positions: int) -> Any:
     if positions >= 2**31:
         raise ValueError(f"a matrix of {positions} entries needs 64-bit positions; split it or lower its size")
 
-    def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Int[Array, "..."]:
+    def draw(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Int[Array, ...]:
         layers = 1
         for n in shape[:-1]:
             layers *= n

@@ -16,7 +16,7 @@ def densify(
     b: Float[Array, "O R"], a: Float[Array, "R I"], v: Float[Array, " N"], support: Int[Array, " N"]
 ) -> Float[Array, "O I"]:
     """W = B A + S. `support` is sorted, without duplicates, in row-major order of W."""
-    w = jnp.einsum("or,ri->oi", b, a, preferred_element_type=jnp.float32).astype(v.dtype)
+    w = jnp.einsum("or,ri->oi", b, a, preferred_element_type=_accumulator(v)).astype(v.dtype)
     flat = w.reshape(-1).at[support].add(v, unique_indices=True, indices_are_sorted=True)
     return flat.reshape(w.shape)
 
@@ -45,7 +45,7 @@ def _backward(saved, dy):  # noqa: ANN001, ANN202
     x, b, a, v, support = saved
     dx = jnp.einsum("...o,oi->...i", dy, densify(b, a, v, support))
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-    g = jnp.einsum("to,ti->oi", dy2, x2, preferred_element_type=jnp.float32)
+    g = jnp.einsum("to,ti->oi", dy2, x2, preferred_element_type=_accumulator(v))
     dv = g.reshape(-1).at[support].get(unique_indices=True, indices_are_sorted=True)
     if low_rank_from_tokens(x2.shape[0], *g.shape):
         db = jnp.einsum("to,tr->or", dy2, jnp.einsum("ti,ri->tr", x2, a))
@@ -54,6 +54,11 @@ def _backward(saved, dy):  # noqa: ANN001, ANN202
         db = jnp.einsum("oi,ri->or", g, a.astype(g.dtype))
         da = jnp.einsum("or,oi->ri", b.astype(g.dtype), g)
     return dx, db.astype(b.dtype), da.astype(a.dtype), dv.astype(v.dtype), None
+
+
+def _accumulator(v: Float[Array, " N"]) -> jnp.dtype:
+    """float32 for narrower formats, else their own."""
+    return jnp.promote_types(v.dtype, jnp.float32)
 
 
 def low_rank_from_tokens(tokens: int, out_size: int, in_size: int) -> bool:
