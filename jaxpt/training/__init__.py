@@ -1,1 +1,1 @@
-"""Training: a pure step, and events between steps."""
+"""Training: a pure step, events between steps, and the loop that runs both from any interruption on."""

@@ -30,7 +30,7 @@ class TrainState:
     trainable: PyTree
     fixed: PyTree
     opt_state: PyTree
-    seed: UInt32[Array, "2"]
+    seed: UInt32[Array, 2]
     halted: Bool[Array, ""]
 
     @property
@@ -40,8 +40,8 @@ class TrainState:
 
 
 def create(params: Params, optimizer: optax.GradientTransformation, seed: int = 0) -> TrainState:
-    """A state at step 0 for these parameters."""
-    trainable, fixed = trees.split(params)
+    """A state at step 0 for a copy of these parameters (the step will donate the state's arrays, never the caller's)."""
+    trainable, fixed = trees.split(jax.tree.map(jnp.copy, params))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,

@@ -72,10 +72,11 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         value = total.sums / jnp.maximum(total.weights, 1e-9)
         good = jnp.isfinite(value) & jnp.isfinite(norm) & ~state.halted
-        new = state.replace(
-            step=state.step + 1, trainable=optax.apply_updates(state.trainable, updates), opt_state=opt_state
+        new = dataclasses.replace(
+            state, step=state.step + 1, trainable=optax.apply_updates(state.trainable, updates), opt_state=opt_state
         )
-        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state).replace(halted=~good)
+        new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
+        new = dataclasses.replace(new, halted=~good)
         own = {name: s / jnp.maximum(n, 1e-9) for name, (s, n) in total.metrics.items()}
         return new, {"loss": value, "gradient_norm": norm, "tokens": total.weights, "finite": good, **own}
 
@@ -130,7 +131,7 @@ def _gradients(
     micro = jax.tree.map(lambda x: constrain(x, None, "batch", *(None,) * (x.ndim - 2)), micro)
     keys = jax.vmap(lambda i: fold(key, i))(jnp.arange(accumulate))
 
-    def sequence_weights() -> Array:
+    def sequence_weights(weight_fn: WeightFn) -> Array:
         def forward(_: None, part: tuple[Batch, PRNGKeyArray]) -> tuple[None, Array]:
             found = loss(state.params, *part)
             return None, found.sums / jnp.maximum(found.weights, 1e-9)
@@ -150,7 +151,9 @@ def _gradients(
     if accumulate == 1:
         summed, total = gradient(state.trainable, jax.tree.map(lambda x: x[0], micro), keys[0], None)
     else:
-        summed, total = _accumulate(gradient, state, micro, keys, None if weight_fn is None else sequence_weights())
+        summed, total = _accumulate(
+            gradient, state, micro, keys, None if weight_fn is None else sequence_weights(weight_fn)
+        )
     divisor = jnp.maximum(total.weights, 1e-9)
     return jax.tree.map(lambda g: g.astype(jnp.float32) / divisor, summed), total
 

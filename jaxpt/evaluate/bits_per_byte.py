@@ -1,0 +1,145 @@
+"""Bits per byte of held-out text, by domain.
+
+    bits per byte of a domain = sum over its documents of -ln p(tokens | BOS) / (ln 2 * bytes of their UTF-8
+    text)
+
+A ratio of sums, never a mean of ratios, so that tokenizers can be compared. BOS is context and is not
+scored; EOS is not scored, since it has no bytes. Documents never see each other. Sums per sequence are
+float32 on the device, everything above them float64 on the host. `macro` is the mean over domains, `micro`
+the ratio of the sums over all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxpt.core.types import Array, Float, Params
+from jaxpt.training.step import Batch, Loss, put_batch
+
+Scorer = Callable[[Params, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+FOR_HOST = ("sequence_ids", "document", "domain_index")
+
+
+class Windows(Protocol):
+    """Held-out text cut into windows, such as `jaxpt.data.held_out.HeldOut`.
+
+    Attributes:
+      domains: names, in the order of domain_index.
+      bytes: UTF-8 bytes of the documents of each domain.
+    """
+
+    @property
+    def domains(self) -> Sequence[str]: ...
+
+    @property
+    def bytes(self) -> Mapping[str, int]: ...
+
+    def batches(self) -> Iterator[dict[str, np.ndarray]]:
+        """Arrays [B, S] as in training, domain_index [B]; loss_weight 1 where a token is scored."""
+
+
+def make_scorer(loss: Loss, mesh: Mesh | None = None) -> Scorer:
+    """(parameters, batch) -> (nats [B], scored tokens [B]), float64; compiled once per batch shape.
+
+    Args:
+      loss: the training objective; its sums per sequence are what is scored.
+    """
+
+    def sums(params: Params, batch: Batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+        found = loss(params, batch, jax.random.key(0))
+        return found.sums, found.weights
+
+    if mesh is None:
+        compiled = jax.jit(sums)
+    else:
+        compiled = jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))
+
+    def score(params: Params, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        arrays = {k: _own_rows(x) for k, x in batch.items() if k not in FOR_HOST}
+        if mesh is None:
+            found = compiled(params, put_batch(arrays, None))
+        else:
+            with jax.set_mesh(mesh):
+                found = compiled(params, put_batch(arrays, mesh))
+        nats, tokens = (np.asarray(x, np.float64) for x in jax.device_get(found))
+        return nats, tokens
+
+    return score
+
+
+def bits_per_byte(score: Scorer, windows: Windows, eos_id: int | None = None) -> Callable[[Params], dict[str, float]]:
+    """An evaluation for the training loop: parameters -> the numbers of `summarize`.
+
+    Args:
+      eos_id: labels of this id are not scored. None where the windows have seen to that, as `held_out`'s
+        have.
+    """
+
+    def evaluate(params: Params) -> dict[str, float]:
+        nats, tokens = sum_nats(score, params, windows.batches(), len(windows.domains), eos_id)
+        return summarize(nats, tokens, windows.domains, windows.bytes)
+
+    return evaluate
+
+
+def sum_nats(
+    score: Scorer,
+    params: Params,
+    batches: Iterable[dict[str, np.ndarray]],
+    domains: int,
+    eos_id: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(nats, scored tokens) of each domain, float64 [domains]; those of parts of a set add up to the set's.
+
+    Raises:
+      ValueError: a domain_index outside range(domains).
+    """
+    nats, tokens = np.zeros(domains), np.zeros(domains)
+    for batch in batches:
+        index = batch["domain_index"]
+        if index.min() < 0 or index.max() >= domains:
+            raise ValueError(f"domain_index {index.min()} to {index.max()} given, but there are {domains} domains")
+        if eos_id is not None:
+            batch = batch | {"loss_weight": batch["loss_weight"] * (batch["labels"] != eos_id)}
+        of_row, count = score(params, batch)
+        np.add.at(nats, index, of_row)
+        np.add.at(tokens, index, count)
+    return nats, tokens
+
+
+def summarize(
+    nats: np.ndarray, tokens: np.ndarray, domains: Sequence[str], bytes_of: Mapping[str, int]
+) -> dict[str, float]:
+    """bits_per_byte (micro), bits_per_byte_macro, bits_per_byte/DOMAIN, nats_per_token.
+
+    Raises:
+      ValueError: a domain without bytes, or nothing scored.
+    """
+    sizes = np.array([bytes_of.get(domain, 0) for domain in domains], np.float64)
+    if not len(sizes) or not (sizes > 0).all() or not tokens.sum() > 0:
+        raise ValueError(
+            f"nothing to score: bytes {dict(bytes_of)} and scored tokens {tokens.tolist()} of {list(domains)}"
+        )
+    each = nats / (math.log(2) * sizes)
+    found: dict[str, Any] = {
+        "bits_per_byte": nats.sum() / (math.log(2) * sizes.sum()),
+        "bits_per_byte_macro": each.mean(),
+        "nats_per_token": nats.sum() / tokens.sum(),
+    }
+    found |= {f"bits_per_byte/{domain}": x for domain, x in zip(domains, each, strict=True)}
+    return {name: float(x) for name, x in found.items()}
+
+
+def _own_rows(x: np.ndarray) -> np.ndarray:
+    """This process's rows of a batch that every process reads whole."""
+    hosts, index = jax.process_count(), jax.process_index()
+    if x.shape[0] % hosts:
+        raise ValueError(f"an evaluation batch of {x.shape[0]} does not divide over {hosts} processes")
+    share = x.shape[0] // hosts
+    return x[index * share : (index + 1) * share]

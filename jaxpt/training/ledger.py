@@ -1,0 +1,125 @@
+"""The budget ledger: what a run has used and what it holds.
+
+Everything in it is an exact function of the updates done, so a resumed run ends with the numbers of an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpt import weights
+from jaxpt.core import spec as specs
+from jaxpt.core import trees
+from jaxpt.core.types import Params, PyTree
+from jaxpt.models import decoder
+from jaxpt.training.state import TrainState
+from jaxpt.weights import Cost
+
+Flops = Cost | Callable[[Params], Cost] | None  # of one update; a function where events change the parameters' form
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """Attributes:
+    steps: updates done.
+    tokens, unique_tokens: real tokens trained on, and how many of them were new.
+    flops_nominal, flops_executed: operations of all updates, forward and backward (`weights.Cost`).
+    parameters: trainable numbers, now.
+    bytes_persistent: parameters, fixed arrays and optimizer state, over all devices, now.
+    """
+
+    steps: int = 0
+    tokens: float = 0.0
+    unique_tokens: float = 0.0
+    flops_nominal: int = 0
+    flops_executed: int = 0
+    parameters: int = 0
+    bytes_persistent: int = 0
+
+    def of(self, state: TrainState) -> Ledger:
+        """The same with the sizes of this state."""
+        return dataclasses.replace(
+            self, parameters=specs.count(state.trainable), bytes_persistent=persistent_bytes(state)
+        )
+
+    def after(self, step: int, cost: Cost) -> Ledger:
+        """After update `step`, of this cost. Operations are integers: no sum of them is ever rounded."""
+        return dataclasses.replace(
+            self,
+            steps=step,
+            flops_nominal=self.flops_nominal + int(cost.nominal),
+            flops_executed=self.flops_executed + int(cost.executed),
+        )
+
+    def with_tokens(self, counts: Mapping[str, float]) -> Ledger:
+        """With the loader's counts "tokens" and "unique_tokens" at this step."""
+        return dataclasses.replace(self, tokens=counts["tokens"], unique_tokens=counts["unique_tokens"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; `Ledger(**found)` reads it back."""
+        return dataclasses.asdict(self)
+
+
+def cost_of(flops: Flops, params: Params) -> Cost:
+    """The cost of one update of these parameters; zero where it is not known."""
+    if flops is None:
+        return Cost(0.0, 0.0)
+    return flops if isinstance(flops, Cost) else flops(params)
+
+
+def persistent_bytes(state: TrainState) -> int:
+    """Bytes of everything that lives between two updates. Gradients and activations do not."""
+    return specs.nbytes((state.trainable, state.fixed, state.opt_state))
+
+
+def decoder_flops(params: Params, cfg: decoder.Config, batch_size: int, sequence_length: int) -> Cost:
+    """Operations of one training step of the decoder, forward and backward.
+
+    Counted are every matrix by its form (`Matrix.cost`) times its layers, the head, tied or not, and the two
+    products of attention, 6 L B S^2 H K, the masked half of a causal score in neither number. Not counted are
+    the embedding look-up, norms, activations, softmax, the optimizer. Executed adds the second forward pass
+    of remat="full", but not the attention that remat="dots" repeats. Padding costs like any token.
+
+    Args:
+      params: parameters, their specs or their shapes.
+    """
+    tokens = batch_size * sequence_length
+    again = 4 / 3 if cfg.remat == "full" else 1.0
+    attention = 6.0 * cfg.layers * batch_size * sequence_length**2 * cfg.heads * cfg.per_head
+    nominal, executed = attention, attention * again
+    for path, matrix in weights.matrices(params).items():
+        cost, inside = matrix.cost(tokens), path.startswith("blocks/")
+        layers = cfg.layers if inside else 1
+        nominal += layers * cost.nominal
+        executed += layers * cost.executed * (again if inside else 1.0)
+    if cfg.tied_head:
+        head = 6.0 * tokens * cfg.vocab_size * cfg.width
+        nominal, executed = nominal + head, executed + head
+    return Cost(nominal, executed)
+
+
+def memory_model(params: PyTree, *, weight_bytes: int = 2, adam_bytes: int = 4, index_bytes: int = 8) -> dict[str, int]:
+    """Bytes of weights and Adam's moments as SLTrain's paper counts them (arXiv 2406.02214, its main table).
+
+    6 bytes a parameter (bf16 weight, two bf16 moments) and 8 bytes an index (int64) by default; our own
+    arrays, whatever their formats, are what `persistent_bytes` counts.
+
+    Args:
+      params: parameters, their specs or their shapes. Fixed integer arrays are indices.
+    """
+    count = specs.count(params)
+    fixed = jax.tree.leaves(trees.split(params)[1])
+    indices = sum(math.prod(x.shape) for x in fixed if jnp.issubdtype(jnp.dtype(x.dtype), jnp.integer))
+    found = {
+        "weights": weight_bytes * count,
+        "optimizer": adam_bytes * count,
+        "indices": index_bytes * indices,
+    }
+    return found | {"total": sum(found.values())}

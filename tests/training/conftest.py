@@ -1,0 +1,21 @@
+"""Lets the tests of this folder import `tiny_run`, which is also a program of its own; quick compilation."""
+
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation(request):
+    """Compiles without most optimizations, in half the time, but where runs are compared bit for bit."""
+    if request.module.__name__.endswith("test_faults"):
+        yield
+        return
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

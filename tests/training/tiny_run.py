@@ -1,0 +1,200 @@
+"""A tiny run on real records, as a function and as a program that can be killed.
+
+    python tests/training/tiny_run.py DATA '{"out": "...", "steps": 12, "die_at": 5, ...}'
+
+Prints the Result as one line of JSON, last.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxpt import optim, weights
+from jaxpt.core import config
+from jaxpt.data.loader import Loader, single_source
+from jaxpt.data.packing import pack
+from jaxpt.data.records import TokenRecords
+from jaxpt.data.shards import Item, assemble, plan_shards, write_shard
+from jaxpt.data.vocabularies import ByteVocabulary
+from jaxpt.models import decoder
+from jaxpt.objectives import causal_lm
+from jaxpt.training import events, ledger
+from jaxpt.training import state as states
+from jaxpt.training.loop import train
+from jaxpt.training.run import Result, RunConfig
+from jaxpt.training.state import TrainState
+from jaxpt.training.step import Step, make_step
+
+SEQUENCE, BATCH = 32, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiny:
+    """What a tiny run can be asked for.
+
+    Attributes:
+      width: of the model.
+      rate: learning rate.
+      die_at: SIGKILL after this update.
+      die_saving: SIGKILL while the checkpoint of this update is being written.
+      largest_file: from the first complete checkpoint on, no file can grow beyond so many bytes, as on a
+        full disk.
+      slow: seconds each update takes longer.
+      poison: an update whose batch gets a loss weight that is not finite.
+    """
+
+    out: str | None = None
+    steps: int = 12
+    width: int = 16
+    rate: float = 1e-2
+    checkpoint_every: int = 3
+    keep: int = 2
+    largest_file: int | None = None
+    die_at: int | None = None
+    die_saving: int | None = None
+    slow: float = 0.0
+    poison: int | None = None
+
+
+MODEL = decoder.Config(
+    width=16,
+    heads=2,
+    ffn=24,
+    layers=2,
+    weights=(("blocks/mlp/*", weights.SparseLowRank(rank=2, density=0.2)),),
+)
+
+
+def write_records(folder: Path, documents: int = 40) -> Path:
+    """Documents of 5 to 200 random letters in two domains, in both splits."""
+    rng, vocabulary = np.random.default_rng(0), ByteVocabulary()
+    (folder / "vocabulary").mkdir(parents=True)
+    vocabulary.save(folder / "vocabulary")
+    texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in rng.integers(5, 200, documents)]
+    items = [Item(f"d{i}", "ab"[i % 2], len(t), t) for i, t in enumerate(texts)]
+    shards = [
+        *plan_shards(folder, "train", items[: documents // 2]),
+        *plan_shards(folder, "validation", items[documents // 2 :]),
+    ]
+    for shard in shards:
+        write_shard(shard)
+    assemble(folder, shards, vocabulary, {"name": "tiny"})
+    return folder
+
+
+def make_loader(data: Path) -> Loader:
+    """Batches of 8 sequences of 32 tokens."""
+    records = TokenRecords(data, "train")
+    return single_source(records, pack(records, SEQUENCE), BATCH, seed=1)
+
+
+class Poisoned:
+    """A loader one of whose batches has a loss weight that is not finite."""
+
+    def __init__(self, loader: Loader, update: int, value: float = np.nan) -> None:
+        self._loader, self._update, self._value = loader, update, value
+        self.fingerprint, self.ledger = loader.fingerprint, loader.ledger
+
+    def batches(self, start_step: int = 0) -> Any:
+        """As the loader's."""
+        for step, batch in enumerate(self._loader.batches(start_step), start_step + 1):
+            if step == self._update:
+                batch["loss_weight"] = batch["loss_weight"].copy()
+                batch["loss_weight"][3, 5] = self._value
+            yield batch
+
+
+@functools.cache
+def build(cfg: decoder.Config = MODEL, rate: float = 1e-2) -> tuple[Step, Callable[[], TrainState]]:
+    """The step of an optimizer of two groups and a function that makes its state; compiled once a process."""
+    optimizer = optim.groups([("embedding", optim.adam(rate / 2)), ("*", optim.adam(rate, weight_decay=0.1))])
+    step = make_step(lambda p, b, k: causal_lm.loss(p, b, k, cfg), optimizer, clip=1.0)
+    return step, jax.jit(lambda: states.create(decoder.init(jax.random.key(0), cfg), optimizer))
+
+
+def run(tiny: Tiny, data: Path, **kwargs: Any) -> Result:
+    """Trains."""
+    cfg = dataclasses.replace(MODEL, width=tiny.width)
+    step, create = build(cfg, tiny.rate)
+    state = create()
+    loader: Any = kwargs.pop("loader", None) or make_loader(data)
+    if tiny.poison is not None:
+        loader = Poisoned(loader, tiny.poison)
+    described = {"model": config.to_dict(cfg), "rate": tiny.rate}
+    every = tiny.checkpoint_every
+    how = RunConfig(
+        tiny.steps,
+        tiny.out,
+        checkpoint_every=every,
+        keep=tiny.keep,
+        log_every=1,
+        tensorboard=False,
+        quiet=True,
+    )
+    flops = ledger.decoder_flops(state.params, cfg, BATCH, SEQUENCE)
+    kwargs = {"flops_per_step": flops, "config_dict": described, "events": _faults(tiny)} | kwargs
+    return train(how, step, state, loader, **kwargs)
+
+
+def _faults(tiny: Tiny) -> list[events.Scheduled]:
+    def die(step: int, state: TrainState) -> TrainState:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return state
+
+    def die_while_saving(step: int, state: TrainState) -> TrainState:
+        threading.Thread(target=_watch, args=(Path(str(tiny.out)), step), daemon=True).start()
+        return state
+
+    def sleep(step: int, state: TrainState) -> TrainState:
+        time.sleep(tiny.slow)
+        return state
+
+    def limit(step: int, state: TrainState) -> TrainState:
+        import resource
+
+        wait_for_checkpoint(Path(str(tiny.out)), 3)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(tiny.largest_file or 0), resource.RLIM_INFINITY))
+        return state
+
+    found = [events.every(1, sleep)] if tiny.slow else []
+    found += [events.at(4, limit)] if tiny.largest_file else []
+    found += [events.at(tiny.die_at, die)] if tiny.die_at else []
+    return found + ([events.at(tiny.die_saving, die_while_saving)] if tiny.die_saving else [])
+
+
+def wait_for_checkpoint(out: Path, step: int) -> None:
+    """Until it is complete, or a minute has passed."""
+    deadline = time.monotonic() + 60
+    while not (out / "checkpoints" / str(step)).is_dir() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def _watch(out: Path, step: int) -> None:
+    """Kills this process when the unfinished checkpoint of this step holds its first arrays."""
+    while True:
+        if any(path.is_file() for path in out.glob(f"checkpoints/{step}.*tmp*/**/d/*")):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main() -> None:
+    """Runs what the command line says."""
+    result = run(Tiny(**json.loads(sys.argv[2])), Path(sys.argv[1]))
+    report = {"resumed_from": result.resumed_from, "interrupted": result.interrupted}
+    print(json.dumps(report | {"ledger": result.ledger.to_dict()}))
+
+
+if __name__ == "__main__":
+    main()
