@@ -1,19 +1,23 @@
 """The referee: arms under one budget, every arm tuned on the same grid by the same rule, seeds, a table, checks.
 
-A trial is one training run: (arm, learning rate, seed) -> `Trial`. For each arm, all rates of the grid run with the first
-seed and the best on the tuning part of the held-out data is kept; the other seeds then run at that rate, and the table
-reports the other part. Finished trials are files, so a claim that was killed goes on where it stopped.
+A trial is one training run: (arm, point, seed) -> `Trial`, where a point gives every tuned hyperparameter a value. For
+each arm, all points of the grid run with the first seed and the best on the tuning part of the held-out data is kept;
+the other seeds then run at that point, and the table reports the other part. Finished trials are files, so a claim that
+was killed goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -23,6 +27,21 @@ from pathlib import Path
 from typing import Any
 
 from jaxpt.core import config
+from jaxpt.core.files import write_json
+from jaxpt.core.processes import die_with_parent
+
+Point = tuple[tuple[str, float], ...]  # names and values of the tuned hyperparameters
+Job = tuple[str, Point, int]  # arm, point, seed
+
+
+def grid(tune: Mapping[str, Sequence[float]]) -> list[Point]:
+    """All combinations: {"rate": (1e-3, 3e-3), "stddev": (0.02,)} -> two points."""
+    return [tuple(zip(tune, values, strict=True)) for values in itertools.product(*tune.values())]
+
+
+def label(point: Point) -> str:
+    """For example "rate 0.003, stddev 0.02"."""
+    return ", ".join(f"{name} {value:g}" for name, value in point)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +50,7 @@ class Trial:
 
     Attributes:
       value: the metric on the reported part of the held-out data (lower is better).
-      tuning_value: the metric on the part that rates are chosen by.
+      tuning_value: the metric on the part that points are chosen by.
       ledger: parameters, tokens, unique_tokens, flops_nominal, flops_executed, bytes_persistent, ...
       curve: (step, training loss) pairs.
       extra: anything a plot needs.
@@ -60,10 +79,11 @@ class Table:
     """Results by arm, and the checks made on them."""
 
     metric: str
-    rates: dict[str, float]
-    trials: dict[str, dict[int, Trial]]  # arm -> seed -> trial at the chosen rate
-    tuning: dict[str, dict[float, float]]  # arm -> rate -> tuning value
+    points: dict[str, Point]  # arm -> the point of the grid that serves it best
+    trials: dict[str, dict[int, Trial]]  # arm -> seed -> trial at that point
+    tuning: dict[str, dict[Point, float]]  # arm -> point -> tuning value
     checks: list[Check] = dataclasses.field(default_factory=list)
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def values(self, arm: str) -> list[float]:
         """The metric of each seed."""
@@ -76,6 +96,26 @@ class Table:
     def differences(self, arm: str, baseline: str) -> list[float]:
         """baseline - arm, paired by seed: positive where the arm is better."""
         return [b - a for a, b in zip(self.values(arm), self.values(baseline), strict=True)]
+
+    def note(self, text: str) -> None:
+        """Adds something that was measured and decides nothing, such as a documented negative."""
+        self.notes.append(text)
+
+    def require_equal(self, *names: str) -> None:
+        """Every trial of every arm and seed used the same amount of what the ledger calls by these names.
+
+        Raises:
+          ValueError: it did not; the comparison would not be one.
+        """
+        for name in names:
+            found = {
+                arm: {
+                    t.ledger[name] for t in trials.values() if math.isfinite(t.value)
+                }  # a run that broke off used less
+                for arm, trials in self.trials.items()
+            }
+            if len(set().union(*found.values())) > 1:
+                raise ValueError(f"the arms did not use equal {name}: {found}")
 
     def check(self, what: str, value: float, bound: str, holds: bool) -> None:
         """Adds a check; `bound` says in words what the value was held against."""
@@ -100,57 +140,65 @@ def compare(
     trial: Callable[..., Trial],
     arms: Sequence[str],
     *,
-    rates: Sequence[float],
+    tune: Mapping[str, Sequence[float]],
     seeds: Sequence[int],
     metric: str,
     folder: Path,
     setting: Any,
     workers: int = 2,
 ) -> Table:
-    """Runs every arm: the whole grid with the first seed, the other seeds at the best rate.
+    """Runs every arm: the whole grid with the first seed, the other seeds at the best point.
 
     Args:
-      trial: picklable `trial(arm=, rate=, seed=, setting=) -> Trial`.
-      folder: finished trials are kept here, under the hash of `setting`.
+      trial: picklable `trial(arm=, point=, seed=, setting=) -> Trial`, `point` a dict of the tuned values.
+      tune: hyperparameter -> values; every arm runs all combinations. Of equal values, the first one wins.
+      folder: finished trials are kept here, under the hash of `setting` and of the code.
       setting: the preset, a frozen dataclass; part of every trial's identity.
       workers: processes, one core each; 0 runs everything in this one.
+
+    Raises:
+      ValueError: the arms did not use equal updates, tokens or unique tokens.
     """
+    points = grid(tune)
     store = TrialStore(folder, setting)
-    with Pool(trial, store, setting, workers, total=len(arms) * (len(rates) + len(seeds) - 1)) as pool:
-        first = pool.run([(arm, rate, seeds[0]) for arm in arms for rate in rates])
-        tuning = {arm: {r: first[arm, r, seeds[0]].tuning_value for r in rates} for arm in arms}
-        best = {arm: min(rates, key=lambda r: (_worst_if_nan(tuning[arm][r]), r)) for arm in arms}
+    with Pool(trial, store, setting, workers, total=len(arms) * (len(points) + len(seeds) - 1)) as pool:
+        first = pool.run([(arm, point, seeds[0]) for arm in arms for point in points])
+        tuning = {arm: {p: first[arm, p, seeds[0]].tuning_value for p in points} for arm in arms}
+        best = {arm: min(points, key=lambda p: _worst_if_nan(found[p])) for arm, found in tuning.items()}
         rest = pool.run([(arm, best[arm], seed) for arm in arms for seed in seeds[1:]])
     done = first | rest
     chosen = {arm: {seed: done[arm, best[arm], seed] for seed in seeds} for arm in arms}
-    return Table(metric, best, chosen, tuning)
+    table = Table(metric, best, chosen, tuning)
+    table.require_equal("steps", "tokens", "unique_tokens")
+    return table
 
 
 class TrialStore:
-    """Finished trials as JSON files named by what they are; a half-written file is never seen."""
+    """Finished trials as JSON files, under the hash of the setting and of the code that ran them: after a change of
+    either, none is taken for another. A half-written file is never seen."""
 
     def __init__(self, folder: Path, setting: Any) -> None:
-        digest = hashlib.sha256(json.dumps(config.to_dict(setting), sort_keys=True).encode()).hexdigest()[:12]
+        identity = json.dumps([config.to_dict(setting), source_hash()], sort_keys=True)
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
         self.folder = Path(folder) / f"trials-{digest}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def path(self, arm: str, rate: float, seed: int) -> Path:
+    def path(self, arm: str, point: Point, seed: int) -> Path:
         """The file of one trial."""
-        return self.folder / f"{arm.replace(' ', '_').replace('/', '_')}-{rate:g}-{seed}.json"
+        name = re.sub(r"[^A-Za-z0-9.]+", "-", f"{arm}, {label(point)}")
+        return self.folder / f"{name}-seed-{seed}.json"
 
-    def load(self, arm: str, rate: float, seed: int) -> Trial | None:
+    def load(self, arm: str, point: Point, seed: int) -> Trial | None:
         """The trial, or None if it is not there or cannot be read."""
         try:
-            return Trial(**json.loads(self.path(arm, rate, seed).read_text()))
-        except (FileNotFoundError, json.JSONDecodeError, TypeError):
+            found = json.loads(self.path(arm, point, seed).read_text())
+            return Trial(**found | {"curve": [(step, loss) for step, loss in found["curve"]]})
+        except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
             return None
 
-    def save(self, arm: str, rate: float, seed: int, trial: Trial) -> None:
+    def save(self, arm: str, point: Point, seed: int, trial: Trial) -> None:
         """Writes the trial at once or not at all."""
-        path = self.path(arm, rate, seed)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(dataclasses.asdict(trial)))
-        os.replace(temporary, path)
+        write_json(self.path(arm, point, seed), dataclasses.asdict(trial))
 
 
 class Pool:
@@ -160,7 +208,7 @@ class Pool:
         self.trial, self.store, self.setting, self.total = trial, store, setting, total
         self.finished, self.start = 0, time.monotonic()
         self.executors = [
-            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_one_core, initargs=(i,))
+            ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(i,))
             for i in range(workers)
         ]
 
@@ -171,14 +219,14 @@ class Pool:
         for executor in self.executors:
             executor.shutdown(wait=kind is None, cancel_futures=True)
 
-    def run(self, jobs: list[tuple[str, float, int]]) -> dict[tuple[str, float, int], Trial]:
+    def run(self, jobs: list[Job]) -> dict[Job, Trial]:
         """All jobs' trials, from the store where they are finished already."""
         done = {job: found for job in jobs if (found := self.store.load(*job)) is not None}
         self.finished += len(done)
         waiting = [job for job in jobs if job not in done]
         if not self.executors:
             for job in waiting:
-                self._keep(job, self.trial(arm=job[0], rate=job[1], seed=job[2], setting=self.setting), done)
+                self._keep(job, self.trial(**self._arguments(job)), done)
             return done
         free, running = list(self.executors), {}  # type: ignore[var-annotated]
         last_arm: dict[int, str] = {}
@@ -188,9 +236,7 @@ class Pool:
                 job = _next_job(waiting, last_arm, id(executor))
                 waiting.remove(job)
                 last_arm[id(executor)] = job[0]
-                future: Future[Trial] = executor.submit(
-                    self.trial, arm=job[0], rate=job[1], seed=job[2], setting=self.setting
-                )
+                future: Future[Trial] = executor.submit(self.trial, **self._arguments(job))
                 running[future] = (job, executor)
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 job, executor = running.pop(future)
@@ -198,17 +244,30 @@ class Pool:
                 free.append(executor)
         return done
 
-    def _keep(self, job: tuple[str, float, int], trial: Trial, done: dict[tuple[str, float, int], Trial]) -> None:
+    def _arguments(self, job: Job) -> dict[str, Any]:
+        arm, point, seed = job
+        return {"arm": arm, "point": dict(point), "seed": seed, "setting": self.setting}
+
+    def _keep(self, job: Job, trial: Trial, done: dict[Job, Trial]) -> None:
         self.store.save(*job, trial)
         done[job] = trial
         self.finished += 1
         spent = time.monotonic() - self.start
         left = spent / self.finished * (self.total - self.finished)
         print(
-            f"[{self.finished:3d}/{self.total}] {job[0]:28s} rate {job[1]:<8g} seed {job[2]}  "
+            f"[{self.finished:3d}/{self.total}] {job[0]:28s} {label(job[1])}, seed {job[2]}:  "
             f"{trial.value:.4f}  ({trial.seconds:.0f} s; about {left:.0f} s left)",
             flush=True,
         )
+
+
+@functools.cache
+def source_hash() -> str:
+    """Hash of the project's own code: jaxpt, the kernels and the recipes."""
+    root = Path(__file__).resolve().parent.parent
+    files = sorted(path for room in ("jaxpt", "pallas_kernels", "recipes") for path in (root / room).rglob("*.py"))
+    parts = (str(path.relative_to(root)).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
 
 
 def environment() -> dict[str, Any]:
@@ -221,10 +280,11 @@ def environment() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
+        "source": source_hash(),
     }
 
 
-def report(table: Table, *, name: str, paper: int, setting: Any, seconds: float) -> dict[str, Any]:
+def summary(table: Table, *, name: str, paper: int, setting: Any, seconds: float) -> dict[str, Any]:
     """The content of claim.json."""
     return {
         "name": name,
@@ -232,14 +292,17 @@ def report(table: Table, *, name: str, paper: int, setting: Any, seconds: float)
         "metric": table.metric,
         "arms": {
             arm: {
-                "rate": table.rates[arm],
-                "tuning": {f"{r:g}": v for r, v in table.tuning[arm].items()},
-                "mean": table.mean(arm),
-                "seeds": {seed: {"value": t.value, "seconds": t.seconds, **t.ledger} for seed, t in trials.items()},
+                "point": dict(table.points[arm]),
+                "tuning": {label(p): _finite(v) for p, v in table.tuning[arm].items()},
+                "mean": _finite(table.mean(arm)),
+                "seeds": {
+                    seed: {"value": _finite(t.value), "seconds": t.seconds, **t.ledger} for seed, t in trials.items()
+                },
             }
             for arm, trials in table.trials.items()
         },
-        "checks": [dataclasses.asdict(c) for c in table.checks],
+        "checks": [dataclasses.asdict(c) | {"value": _finite(c.value)} for c in table.checks],
+        "notes": table.notes,
         "holds": table.holds,
         "setting": config.to_dict(setting),
         "seconds": round(seconds, 1),
@@ -251,17 +314,21 @@ def _worst_if_nan(value: float) -> float:
     return math.inf if math.isnan(value) else value
 
 
-def _next_job(
-    waiting: list[tuple[str, float, int]], last_arm: Mapping[int, str], worker: int
-) -> tuple[str, float, int]:
+def _finite(value: float) -> float | None:
+    """For JSON, which knows no infinity: the value of a run that diverged is null."""
+    return value if math.isfinite(value) else None
+
+
+def _next_job(waiting: list[Job], last_arm: Mapping[int, str], worker: int) -> Job:
     """A job of the arm this worker has compiled; else of an arm no worker has; else the last one waiting."""
     own = [j for j in waiting if j[0] == last_arm.get(worker)]
     fresh = [j for j in waiting if j[0] not in last_arm.values()]
     return (own or fresh or waiting[::-1])[0]
 
 
-def _one_core(index: int) -> None:
+def _start_worker(index: int) -> None:
     """Pins a worker to one core before JAX starts, so that two trials do not fight over two cores."""
+    die_with_parent()
     if sys.platform == "linux":
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[index % len(cores)]})

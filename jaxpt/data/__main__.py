@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--seed", type=int, default=0)
     make.add_argument("--name", help="name of the data set; the corpora's names if not given")
     make.add_argument("--out", type=Path, help="folder; one in the cache if not given")
-    make.add_argument("--processes", type=int, help="how many tokenise; all cores if not given")
+    make.add_argument("--processes", type=int, help="how many tokenise; all cores, for much text, if not given")
     make.add_argument("--runner", choices=("local", "beam"), default="local")
     make.set_defaults(run=_prepare)
 

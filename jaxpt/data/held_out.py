@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from jaxpt.data.packing import Packing, _pieces, example
-from jaxpt.data.records import TokenRecords
+from jaxpt.data.records import DocumentTable, TokenRecords
 
 Part = Literal["all", "tuning", "report"]
 
@@ -57,10 +57,11 @@ def held_out(
     part: Part = "all",
     max_tokens: int | None = None,
 ) -> HeldOut:
-    """Chooses documents in an order given by the hash of their ids, until `max_tokens` is reached.
+    """Chooses documents in an order given by the hash of their ids.
 
     Args:
       part: half of the documents for choosing hyperparameters, the other half for reporting; or all.
+      max_tokens: each domain gives documents until it has its share of so many tokens, and at least one.
 
     Raises:
       ValueError: no document is left.
@@ -71,11 +72,10 @@ def held_out(
     if part != "all":
         order = order[(hashes[order] // 7) % 2 == (0 if part == "tuning" else 1)]
     if max_tokens is not None:
-        before = np.cumsum(table.tokens[order]) - table.tokens[order]
-        order = order[before < max_tokens]
+        order = _first_of_each_domain(order, table, max_tokens)
     if not len(order):
         raise ValueError(f"no held-out document left in part {part!r} of {records.folder}/{records.split}")
-    domains = tuple(sorted(set(table.domain.tolist())))
+    domains = tuple(sorted(set(table.domain[order].tolist())))
     sizes = {d: int(table.bytes[order][table.domain[order] == d].sum()) for d in domains}
     chosen = np.flatnonzero(np.isin(records.document, order))
     spans = _pieces(chosen, records.lengths[chosen], sequence_length, aligned=True)
@@ -83,3 +83,14 @@ def held_out(
     of_row = table.domain[records.document[spans[:, 0]]]
     row_domain = np.array([domains.index(d) for d in of_row.tolist()], np.int32)
     return HeldOut(records, packing, batch_size, domains, sizes, len(order), row_domain)
+
+
+def _first_of_each_domain(order: np.ndarray, table: DocumentTable, max_tokens: int) -> np.ndarray:
+    """The documents of `order` that come before their domain has its share of `max_tokens`."""
+    share = max_tokens / max(table.tokens[order].sum(), 1)
+    kept = []
+    for domain in set(table.domain[order].tolist()):
+        own = order[table.domain[order] == domain]
+        before = np.cumsum(table.tokens[own]) - table.tokens[own]
+        kept.append(own[before < share * table.tokens[own].sum()])
+    return order[np.isin(order, np.concatenate(kept))] if kept else order

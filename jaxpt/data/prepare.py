@@ -16,12 +16,10 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import random
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from typing import Any
 from jaxpt.core.config import differences
 from jaxpt.core.files import write_json
 from jaxpt.core.names import nearest_error
+from jaxpt.core.processes import die_with_parent
 from jaxpt.data import vocabularies
 from jaxpt.data.corpora import cache_dir, open_corpus
 from jaxpt.data.documents import Document
@@ -46,6 +45,7 @@ from jaxpt.data.shards import (
 from jaxpt.data.split import near_duplicate_groups, split_of
 
 FORMAT = 1  # of the prepared folder; a change makes new default folders
+WORTH_PROCESSES = 1 << 26  # bytes of text: less is tokenised before other processes have started
 VOCABULARY_SAMPLE = 20_000_000  # characters of training text that a vocabulary is trained on
 
 
@@ -115,7 +115,8 @@ def prepare(
 
     Args:
       out: the folder; the default one if None.
-      processes: how many tokenise; as many as there are cores if None. The result does not depend on it.
+      processes: how many tokenise; if None, as many as there are cores where the text is worth it. The result does
+        not depend on it.
       run_shards: what writes the missing shards, in place of this machine's processes.
 
     Raises:
@@ -261,7 +262,9 @@ def run_processes(shards: list[Shard], processes: int | None) -> None:
     """Writes the missing shards with several processes, telling how far it is."""
     missing = [s for s in shards if finished(s) is None]
     done = len(shards) - len(missing)
-    workers = min(processes or os.cpu_count() or 1, len(missing))
+    size = sum(item.bytes for shard in missing for item in shard.items)
+    wanted = processes or (1 if size < WORTH_PROCESSES else os.cpu_count() or 1)
+    workers = min(wanted, len(missing))
     if done:
         print(f"{done} of {len(shards)} shards are there already", file=sys.stderr)
     if workers <= 1:
@@ -290,18 +293,6 @@ def _report(results: Iterator[Any], shards: list[Shard], done: int, total: int) 
         bar = progress.add_task("tokenising", total=total, completed=done)
         for _ in results:
             progress.advance(bar)
-
-
-def die_with_parent() -> None:
-    """Workers end when the preparation is killed, so none of them writes beside the next one."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_wait_and_exit, args=(parent.sentinel,), daemon=True).start()
-
-
-def _wait_and_exit(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
 
 
 def _state(pattern: str) -> str:

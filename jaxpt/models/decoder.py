@@ -39,12 +39,15 @@ class Config(BlockConfig):
 
     Attributes:
       learned_positions: size of a learned position table; 0 for none (GPT-2: 1024, with rotary_fraction=0).
+      embedding_stddev: of the tables. Where matrices start at U(+-1/sqrt(in)), 0.02 drowns the tokens in the first
+        layers' noise: PyTorch's 1.0 goes with it.
       tied_head: the output matrix is the embedding table.
       remat: "none", "full" (keep only block inputs), "dots" (keep matrix products).
       unroll: layers per iteration of the scan; `layers` unrolls it wholly.
     """
 
     vocab_size: int = 259
+    embedding_stddev: float = 0.02
     layers: int = 2
     learned_positions: int = 0
     tied_head: bool = False
@@ -63,8 +66,7 @@ class Hidden(NamedTuple):
 
 def spec(cfg: Config) -> Params:
     """Every array of the model: shape, dtype, logical axes, initializer."""
-    stddev = cfg.initializer_stddev if cfg.initializer_stddev is not None else 0.02
-    table = specs.normal(stddev)
+    table = specs.normal(cfg.embedding_stddev)
     tree: dict[str, Any] = {
         "embedding": ArraySpec((cfg.vocab_size, cfg.width), ("vocab", "embed"), table, cfg.param_dtype),
         "blocks": blocks.spec(cfg, (cfg.layers,)),

@@ -108,7 +108,7 @@ prepare(TextTask("t", ({corpus!r},), "bpe:300"), Path({str(out)!r}), processes=1
 def test_workers_end_with_a_killed_parent(corpus: str, tmp_path: Path) -> None:
     waiting = """
 import concurrent.futures, multiprocessing, os, time
-from jaxpt.data.prepare import die_with_parent
+from jaxpt.core.processes import die_with_parent
 spawn = multiprocessing.get_context("spawn")
 pool = concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=die_with_parent)
 print(pool.submit(os.getpid).result(), flush=True)

@@ -1,0 +1,252 @@
+"""The main job: pretrain a decoder language model on real text, from one frozen description.
+
+    cfg = Pretrain(model=decoder.Config(width=96, weights=(("blocks", SparseLowRank(12, 0.15)),)), run=RunConfig(300))
+    result = run(cfg)                                    # data, model, step, loop, evaluation
+
+`build` is everything that needs no data: mesh, spec, optimizer, compiled step. A method passes its own loss, optimizer,
+sequence weights or events; the description has no field that serves one method alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from jaxpt import optim
+from jaxpt.core import spec as specs
+from jaxpt.core.names import nearest_error
+from jaxpt.core.types import Params, PRNGKeyArray
+from jaxpt.data.held_out import Part, held_out
+from jaxpt.data.loader import Loader, single_source
+from jaxpt.data.packing import pack
+from jaxpt.data.prepare import TextTask, prepared
+from jaxpt.data.records import TokenRecords
+from jaxpt.evaluate.bits_per_byte import Scorer, bits_per_byte, make_scorer
+from jaxpt.models import decoder
+from jaxpt.objectives import causal_lm
+from jaxpt.objectives.base import Losses
+from jaxpt.sharding import MeshConfig, make_mesh
+from jaxpt.training import ledger
+from jaxpt.training import state as states
+from jaxpt.training.events import Scheduled
+from jaxpt.training.loop import train
+from jaxpt.training.run import Result, RunConfig
+from jaxpt.training.state import TrainState
+from jaxpt.training.step import Batch, Step, WeightFn, make_step
+
+ModelLoss = Callable[[Params, Batch, PRNGKeyArray, decoder.Config], Losses]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which text, and how it becomes batches.
+
+    Attributes:
+      corpora: names for `jaxpt.data.corpora.open_corpus`; on a command line with commas between.
+      vocabulary: "bytes", "bpe:SIZE", "sentencepiece:SIZE" or the path of one.
+      validation: share of the documents that is held out.
+      sequence_length, batch_size: tokens per sequence S, sequences per update B (over all devices).
+      packing: "isolate" or "concatenate", see `jaxpt.data.packing`.
+      evaluation_tokens: at most so many held-out tokens are scored at a time.
+      seed: of the order of the batches.
+    """
+
+    corpora: tuple[str, ...] | str = ("python-code", "python-prose")
+    vocabulary: str = "bytes"
+    validation: float = 0.05
+    sequence_length: int = 256
+    batch_size: int = 16
+    packing: str = "isolate"
+    evaluation_tokens: int = 65_536
+    seed: int = 0
+
+    @property
+    def task(self) -> TextTask:
+        """What has to be prepared."""
+        names = tuple(self.corpora.split(",")) if isinstance(self.corpora, str) else self.corpora
+        label = "".join(c if c.isalnum() or c in "-+." else "_" for c in "+".join(names))[:60]
+        return TextTask(label, names, self.vocabulary, self.validation)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamConfig:
+    """Adam and its schedule.
+
+    Attributes:
+      rate: the peak of the schedule.
+      schedule: a key of `optim.SCHEDULES`.
+      warmup: share of all updates.
+      floor: the last rate as a share of the peak.
+      clip: global gradient norm; None for no clipping.
+    """
+
+    rate: float = 3e-3
+    schedule: str = "cosine"
+    warmup: float = 0.1
+    floor: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = None
+
+    def rates(self, steps: int, peak: Any = None) -> optax.Schedule:
+        """Update number from 0 -> rate. `peak` replaces `rate`, and may be traced."""
+        if self.schedule not in optim.SCHEDULES:
+            raise nearest_error("schedule", self.schedule, optim.SCHEDULES)
+        warmup = round(self.warmup * steps)
+        return optim.SCHEDULES[self.schedule](self.rate if peak is None else peak, steps, warmup, self.floor)
+
+    def make(self, steps: int, peak: Any = None) -> optax.GradientTransformation:
+        """The optax transformation."""
+        rates, decay = self.rates(steps, peak), self.weight_decay
+        return optim.adam(rates, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=decay)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """One pretraining run, whole. `init_seed` draws the parameters, `data.seed` the order of the batches."""
+
+    model: decoder.Config = dataclasses.field(default_factory=decoder.Config)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    optimizer: AdamConfig = dataclasses.field(default_factory=AdamConfig)
+    run: RunConfig = dataclasses.field(default_factory=lambda: RunConfig(steps=300))
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    accumulate: int = 1
+    init_seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run before it meets data. `score` gives nats per sequence, compiled once however often it is used."""
+
+    cfg: Pretrain
+    mesh: Mesh | None
+    spec: Params
+    optimizer: optax.GradientTransformation
+    step: Step
+    score: Scorer
+
+    def create(self, init_seed: int | None = None, seed: int | None = None, spec: Params | None = None) -> TrainState:
+        """The state at step 0, every array made where it will live.
+
+        Args:
+          spec: the same arrays with other initial values.
+        """
+        init_seed = self.cfg.init_seed if init_seed is None else init_seed
+        seed = self.cfg.data.seed if seed is None else seed
+        spec = self.spec if spec is None else spec
+        if self.mesh is not None:
+            return states.create_sharded(spec, self.optimizer, self.mesh, seed, init_seed)
+        return states.create(specs.init(jax.random.key(init_seed), spec), self.optimizer, seed)
+
+
+def build(
+    cfg: Pretrain,
+    *,
+    loss: ModelLoss = causal_lm.loss,
+    optimizer: optax.GradientTransformation | None = None,
+    weight_fn: WeightFn | None = None,
+    mesh: Mesh | None = None,
+) -> Job:
+    """Mesh, spec, optimizer and step.
+
+    Args:
+      loss: (params, batch, key, model config) -> Losses.
+      optimizer: in place of `cfg.optimizer`'s; clipping stays the step's.
+      weight_fn: see `make_step`.
+      mesh: in place of one over all devices of this process group, for example one to compile for.
+    """
+    mesh = make_mesh(cfg.mesh) if mesh is None else mesh
+    used = None if mesh.size == 1 and mesh.devices.flat[0] == jax.devices()[0] else mesh
+    spec = decoder.spec(cfg.model)
+    optimizer = cfg.optimizer.make(cfg.run.steps) if optimizer is None else optimizer
+
+    def of_batch(params: Params, batch: Batch, key: PRNGKeyArray) -> Losses:
+        return loss(params, batch, key, cfg.model)
+
+    where = None if used is None else states.state_shardings(spec, optimizer, used)
+    step = make_step(
+        of_batch, optimizer, accumulate=cfg.accumulate, clip=cfg.optimizer.clip, weight_fn=weight_fn,
+        mesh=used, shardings=where,
+    )  # fmt: skip
+    return Job(cfg, used, spec, optimizer, step, make_scorer(of_batch, used))
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Prepared records of a run: what it trains on and what it is scored on."""
+
+    cfg: DataConfig
+    train: TokenRecords
+    validation: TokenRecords
+
+    def loader(self, seed: int | None = None) -> Loader:
+        """The batches of this process."""
+        packing = pack(self.train, self.cfg.sequence_length, self.cfg.packing)  # type: ignore[arg-type]
+        where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return single_source(self.train, packing, self.cfg.batch_size, self.cfg.seed if seed is None else seed, **where)
+
+    def evaluation(self, score: Scorer, part: Part = "all") -> Callable[[Params], dict[str, float]]:
+        """Parameters -> bits per byte and its relatives on held-out documents."""
+        windows = held_out(
+            self.validation, self.cfg.sequence_length, self.cfg.batch_size, part=part,
+            max_tokens=self.cfg.evaluation_tokens,
+        )  # fmt: skip
+        return bits_per_byte(score, windows)
+
+
+def open_data(cfg: DataConfig, vocab_size: int) -> Data:
+    """The records of `cfg.task`, prepared on first use.
+
+    Raises:
+      ValueError: the vocabulary has more ids than the model.
+    """
+    folder = prepared(cfg.task)
+    train_records, validation = TokenRecords(folder, "train"), TokenRecords(folder, "validation")
+    if train_records.vocabulary_size > vocab_size:
+        raise ValueError(
+            f"the vocabulary of {folder} has {train_records.vocabulary_size} ids, but model.vocab_size={vocab_size}; "
+            f"give model.vocab_size={padded_vocabulary(train_records.vocabulary_size)}"
+        )
+    return Data(cfg, train_records, validation)
+
+
+def padded_vocabulary(ids: int) -> int:
+    """The next multiple of 128, which a mesh axis and a matrix unit divide."""
+    return 128 * math.ceil(ids / 128)
+
+
+def run(cfg: Pretrain, job: Job | None = None, events: Sequence[Scheduled] = ()) -> Result:
+    """Trains to the end, or on from where an earlier call with the same `cfg.run.out` was stopped."""
+    job = build(cfg) if job is None else job
+    data = open_data(cfg.data, cfg.model.vocab_size)
+    return train(
+        cfg.run,
+        job.step,
+        job.create(),
+        data.loader(),
+        events=events,
+        evaluate=data.evaluation(job.score),
+        flops_per_step=flops_per_step(cfg),
+        learning_rate=cfg.optimizer.rates(cfg.run.steps),
+        config_dict={"pretrain": cfg},
+    )
+
+
+def flops_per_step(cfg: Pretrain) -> Callable[[Params], ledger.Cost]:
+    """Parameters -> cost of one update; events may change their form."""
+    return lambda params: ledger.decoder_flops(params, cfg.model, cfg.data.batch_size, cfg.data.sequence_length)
+
+
+def at(cfg: Pretrain, folder: str | Path | None) -> Pretrain:
+    """The same run with its files in this folder."""
+    where = None if folder is None else str(folder)
+    return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, out=where))

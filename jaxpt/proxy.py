@@ -1,0 +1,99 @@
+"""Proxy runs: small trainings done by the hundred, so that arms, rates, mixtures and scales can be compared.
+
+    found = score(cfg, rate=3e-3, seed=1)         # a `Trial`: held-out bits per byte, ledger, curve
+
+One compiled step serves all rates, seeds and initial values of a setting: the peak rate is an array in the optimizer's
+state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from jaxpt import pretrain, weights
+from jaxpt.comparison import Trial
+from jaxpt.core import spec as specs
+from jaxpt.core.types import Params
+from jaxpt.models import decoder
+from jaxpt.pretrain import Data, Job, Pretrain
+from jaxpt.training import ledger
+from jaxpt.training.loop import train
+from jaxpt.training.run import NonFiniteError
+from jaxpt.training.state import TrainState
+
+Look = Callable[[Params], dict[str, Any]]  # trained parameters -> what the trial should keep of them
+
+
+def score(cfg: Pretrain, *, rate: float, seed: int, look: Look | None = None) -> Trial:
+    """Trains with this peak rate and scores both parts of the held-out documents.
+
+    Args:
+      seed: of the initial values and of the order of the batches: runs of one seed differ in the treatment alone.
+      look: its result becomes the trial's `extra`.
+    """
+    start = time.perf_counter()
+    job, data = _job(_what_is_compiled(cfg)), _data(cfg.data, cfg.model.vocab_size)
+    state = with_rate(job.create(init_seed=seed, seed=seed, spec=decoder.spec(cfg.model)), rate)
+    quiet = dataclasses.replace(cfg.run, out=None, quiet=True, log_every=max(1, cfg.run.steps // 60))
+    flops = pretrain.flops_per_step(cfg)
+    try:
+        result = train(quiet, job.step, state, data.loader(seed=seed), flops_per_step=flops)
+    except NonFiniteError as error:  # a rate that is too high is a result, not an accident
+        return Trial(math.inf, math.inf, {}, [], time.perf_counter() - start, {"diverged": str(error)})
+    params = result.state.params
+    scores = {part: data.evaluation(job.score, part)(params) for part in ("tuning", "report")}
+    sizes = {
+        "parameters_of_block_matrices": sum(specs.count(w) for w in weights.matrices(params["blocks"]).values()),
+        "bytes_as_papers_count": ledger.memory_model(params)["total"],
+    }
+    return Trial(
+        value=scores["report"]["bits_per_byte"],
+        tuning_value=scores["tuning"]["bits_per_byte"],
+        ledger=result.ledger.to_dict() | sizes,
+        curve=result.curve,
+        seconds=time.perf_counter() - start,
+        extra={"report": scores["report"]} | ({} if look is None else look(params)),
+    )
+
+
+def with_rate(state: TrainState, rate: float) -> TrainState:
+    """The state with this peak rate, for an optimizer made by `rate_in_state`."""
+    old = state.opt_state.hyperparams
+    if "peak" not in old:
+        raise ValueError(f"the optimizer's state has no peak rate, only {sorted(old)}")
+    new = {**old, "peak": jnp.asarray(rate, old["peak"].dtype)}
+    return dataclasses.replace(state, opt_state=state.opt_state._replace(hyperparams=new))
+
+
+def rate_in_state(cfg: Pretrain) -> optax.GradientTransformation:
+    """The optimizer of `cfg`, its peak rate an array of the state."""
+    return optax.inject_hyperparams(lambda peak: cfg.optimizer.make(cfg.run.steps, peak))(peak=cfg.optimizer.rate)
+
+
+def _what_is_compiled(cfg: Pretrain) -> Pretrain:
+    """`cfg` without what is data to the compiled step: the rate, the seeds, the scale of initial values."""
+    return dataclasses.replace(
+        cfg,
+        model=dataclasses.replace(cfg.model, embedding_stddev=1.0),
+        optimizer=dataclasses.replace(cfg.optimizer, rate=1.0),
+        data=dataclasses.replace(cfg.data, seed=0),
+        init_seed=0,
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _job(cfg: Pretrain) -> Job:
+    return pretrain.build(cfg, optimizer=rate_in_state(cfg))
+
+
+@functools.lru_cache(maxsize=4)
+def _data(cfg: pretrain.DataConfig, vocab_size: int) -> Data:
+    return pretrain.open_data(cfg, vocab_size)

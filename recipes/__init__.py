@@ -1,0 +1,18 @@
+"""One file per paper, named after the method: presets, arms, claim, command line. `python -m recipes` lists them."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from jaxpt.recipe import Recipe
+
+
+def names() -> list[str]:
+    """Names of all recipes, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def load(name: str) -> Recipe:
+    """The recipe of that name."""
+    return importlib.import_module(f"recipes.{name}").RECIPE

@@ -1,0 +1,116 @@
+"""The referee: every arm gets the same grid, finished trials are kept, and unequal budgets are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jaxpt import comparison
+from jaxpt.comparison import Table, Trial, TrialStore, compare, summary
+
+SPENT = {"steps": 10.0, "tokens": 100.0, "unique_tokens": 90.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    optimum: float = 2.0
+
+
+class Runner:
+    """A trial whose value is known: (log rate / optimum)^2 + something of the arm and the seed."""
+
+    def __init__(self, spent: dict[str, dict[str, float]] | None = None) -> None:
+        self.calls: list[tuple[str, float, int]] = []
+        self.spent = spent or {}
+
+    def __call__(self, *, arm: str, point: dict[str, float], seed: int, setting: Setting) -> Trial:
+        rate = point["rate"]
+        self.calls.append((arm, rate, seed))
+        best = setting.optimum if arm == "a" else 2 * setting.optimum
+        tuning = math.inf if rate > 50 else math.log(rate / best) ** 2
+        value = tuning + {"a": 1.0, "b": 2.0}[arm] + 0.1 * seed
+        return Trial(value, tuning, SPENT | self.spent.get(arm, {}), [(1, 3.0), (2, 2.0)], seconds=0.5)
+
+
+def run(runner: Any, folder: Path, **kwargs: Any) -> Table:
+    arguments = {"tune": {"rate": (1.0, 2.0, 4.0)}, "seeds": (0, 1, 2), "setting": Setting()} | kwargs
+    return compare(runner, ("a", "b"), metric="loss", folder=folder, workers=0, **arguments)
+
+
+def test_each_arm_is_tuned_on_the_whole_grid_with_the_first_seed_and_reported_at_its_best(tmp_path):
+    runner = Runner()
+    table = run(runner, tmp_path)
+    assert table.points == {"a": (("rate", 2.0),), "b": (("rate", 4.0),)}
+    assert sorted(runner.calls) == sorted(
+        [(arm, rate, 0) for arm in "ab" for rate in (1.0, 2.0, 4.0)]
+        + [("a", 2.0, 1), ("a", 2.0, 2), ("b", 4.0, 1), ("b", 4.0, 2)]
+    )
+    assert table.values("a") == pytest.approx([1.0, 1.1, 1.2])
+    assert table.differences("a", "b") == pytest.approx([1.0, 1.0, 1.0])
+
+
+def test_finished_trials_are_not_run_again_unless_the_setting_or_the_code_changes(tmp_path, monkeypatch):
+    first = run(Runner(), tmp_path)
+    again = Runner()
+    table = run(again, tmp_path)
+    assert not again.calls
+    assert table.trials == first.trials
+    other = Runner()
+    run(other, tmp_path, setting=Setting(optimum=1.0))
+    assert len(other.calls) == 10
+    monkeypatch.setattr(comparison, "source_hash", lambda: "another")
+    run(again, tmp_path)
+    assert len(again.calls) == 10
+
+
+def test_a_trial_file_that_was_cut_off_is_run_again(tmp_path):
+    run(Runner(), tmp_path)
+    path = TrialStore(tmp_path, Setting()).path("a", (("rate", 2.0),), 1)
+    path.write_text(path.read_text()[:30])
+    again = Runner()
+    run(again, tmp_path)
+    assert again.calls == [("a", 2.0, 1)]
+
+
+def test_unequal_budgets_are_refused_and_named(tmp_path):
+    with pytest.raises(ValueError, match=r"did not use equal tokens: \{'a': \{100.0\}, 'b': \{110.0\}\}"):
+        run(Runner({"b": {"tokens": 110.0}}), tmp_path)
+
+
+def test_a_rate_that_diverges_is_never_chosen_and_is_null_in_the_summary(tmp_path):
+    table = run(Runner(), tmp_path, tune={"rate": (2.0, 4.0, 100.0)})
+    assert table.points == {"a": (("rate", 2.0),), "b": (("rate", 4.0),)}
+    found = summary(table, name="x", paper=0, setting=Setting(), seconds=1.0)
+    assert found["arms"]["a"]["tuning"]["rate 100"] is None
+
+
+def test_better_means_in_the_mean_and_in_two_thirds_of_the_seeds():
+    def table(a: list[float], b: list[float]) -> Table:
+        trials = {n: {i: Trial(v, v, SPENT, []) for i, v in enumerate(x)} for n, x in (("a", a), ("b", b))}
+        return Table("loss", {}, trials, {})
+
+    for a, b, holds in (
+        ([1.0, 1.0, 1.0], [1.1, 1.1, 1.1], True),
+        ([1.0, 1.0, 1.2], [1.1, 1.2, 1.1], True),
+        ([1.0, 1.2, 1.2], [2.0, 1.1, 1.1], False),  # one seed is not the rule
+        ([1.0, 1.0, 5.0], [1.1, 1.1, 1.1], False),
+        ([math.inf, 1.0, 1.0], [1.1, 1.1, 1.1], False),
+    ):
+        found = table(a, b)
+        found.check_better("a beats b", "a", "b")
+        assert found.holds is holds, (a, b)
+
+
+def test_the_code_of_the_project_has_a_hash():
+    assert len(comparison.source_hash()) == 16
+    assert comparison.environment()["source"] == comparison.source_hash()
+
+
+def test_a_grid_is_every_combination():
+    points = comparison.grid({"rate": (1.0, 2.0), "stddev": (0.02, 0.3)})
+    assert [comparison.label(p) for p in points[:2]] == ["rate 1, stddev 0.02", "rate 1, stddev 0.3"]
+    assert len(set(points)) == 4
