@@ -21,7 +21,7 @@ from jaxpt.layers.masks import Mask, to_array
 from jaxpt.sharding import partition_spec, platform
 
 IMPLEMENTATIONS = ("auto", "xla", "blocks", "cudnn", "splash")
-CAUSAL_BLOCKS = 2  # measured best of 1, 2, 4 at S = 256, forward and backward (scripts/bench_cpu.py)
+CAUSAL_BLOCKS = 2  # measured best of 1, 2, 4 at S = 256, forward and backward (scripts/bench_training.py)
 
 
 def dot_product_attention(
