@@ -1,0 +1,261 @@
+"""The guard: a thread in every process that ends a run which can no longer go on, and says why.
+
+What a collective operation does when another host has died is to wait, for ever or until some library gives up with a
+message about sockets. So every process tells the coordination service every second or two where it is (step, and what it is
+doing), process 0 looks whether all of them still do, and the first reason to stop ends all:
+
+  a process stops with an error            the others name it, its host, its step and the error; exit code 1
+  a process gives no sign of life          killed, or its machine is gone or frozen; exit code 75
+  the watchdog: no progress for too long   the stacks of all threads of all processes; exit code 75
+
+Exit code 75 (EX_TEMPFAIL) means that the same command may be started again as it is. The watchdog also works alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import jax
+
+from jaxpt.sharding.distributed import coordination, coordinator_address
+
+AGAIN = 75
+HOST_WATCHDOG = 3600.0  # seconds, on several processes, where none are given
+_runs = 0
+
+
+class Guard:
+    """`with Guard(...) as guard: ... guard.at(step, "evaluating") ...`.
+
+    Args:
+      watchdog: seconds without a call of `at` after which everything ends; None for never on one process, an
+        hour on several; 0 for never.
+      peer_timeout: seconds without a sign of life from another process.
+      advice: what to type next, to end every message with.
+    """
+
+    def __init__(self, watchdog: float | None, peer_timeout: float, advice: Callable[[], str]) -> None:
+        global _runs
+        _runs += 1  # the same on all processes: they run the same program
+        self.index, self.count = jax.process_index(), jax.process_count()
+        self._client = coordination() if self.count > 1 else None
+        self._watchdog = (HOST_WATCHDOG if self.count > 1 else 0.0) if watchdog is None else watchdog
+        self._peer_timeout, self._advice, self._prefix = peer_timeout, advice, f"jaxpt/run{_runs}"
+        self._period = min(2.0, peer_timeout / 4, self._watchdog / 4 if self._watchdog else 2.0)
+        self._step, self._doing, self._moved, self._beat = 0, "starting", time.monotonic(), 0
+        self._heard: dict[int, tuple[dict[str, Any], float]] = {}
+        self._stop, self._failed = threading.Event(), 0.0
+        self._thread = threading.Thread(target=self._watch, name="jaxpt-guard", daemon=True)
+
+    def __enter__(self) -> Guard:
+        if self._client is not None or self._watchdog:
+            if self._client is not None and self.index > 0:
+                _explain_abort(self.index, self.count, self._advice)
+            self._thread.start()
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None and self._client is not None:
+            self._fail(error)  # the thread goes on: it ends this process if it cannot end by itself
+            return
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._client is not None:
+            self._tell(done=True)
+            _forget_abort()
+
+    def at(self, step: int, doing: str) -> None:
+        """The main thread makes progress: after update `step`, it now does this."""
+        self._step, self._doing, self._moved = step, doing, time.monotonic()
+
+    def _fail(self, error: BaseException) -> None:
+        """This process ends with an error: tells the others, or learns from them what has caused it."""
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            # Mostly another one's fault; the thread ends us if so.
+            self._say(f"lost contact ({_line(error)[:160]}); looking for the cause, at most {self._peer_timeout:.0f} s")
+            time.sleep(self._peer_timeout + 4 * self._period)
+        self._failed = time.monotonic()
+        self._end(f"{self._name(self._me())} stopped after step {self._step}: {_line(error)}", code=1)
+        if self.index == 0:
+            self._wait_for_others()
+        import atexit
+
+        atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))  # before JAX waits for the others
+
+    def _watch(self) -> None:
+        silent = 0
+        while not self._stop.wait(self._period):
+            if self._watchdog:
+                # If even this thread cannot run, because something holds the interpreter, this prints and exits.
+                faulthandler.dump_traceback_later(self._watchdog + 10 * self._period, exit=True)
+            if self._client is not None:
+                try:
+                    self._tell()
+                    self._look()
+                    silent = 0
+                except jax.errors.JaxRuntimeError as error:
+                    silent += 1
+                    if silent * self._period > self._peer_timeout:
+                        self._leave(f"the coordinator {coordinator_address()} no longer answers: {_line(error)}", AGAIN)
+            if self._failed and time.monotonic() - self._failed > 2 * self._peer_timeout:
+                os._exit(1)  # some library's thread, waiting for the others, keeps the interpreter from ending
+            if self._watchdog and time.monotonic() - self._moved > self._watchdog and not self._failed:
+                self._hung()
+        if self._watchdog:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _look(self) -> None:
+        """Whether another process has ended the run; on process 0, whether all are there."""
+        ended = self._ended()
+        if ended is not None:
+            self._obey(ended)
+        if self.index == 0 and not self._failed:
+            self._listen()
+            for i, (told, since) in self._heard.items():
+                silent = time.monotonic() - since
+                if not told.get("done") and silent > self._peer_timeout:
+                    self._end(
+                        f"{self._name(told, i)} has given no sign of life for {silent:.0f} s: it was killed, or its "
+                        f"machine is gone or frozen; last heard of after step {told['step']}, {told['doing']}",
+                        code=AGAIN,
+                    )
+                    return self._look()
+
+    def _listen(self) -> None:
+        for key, text in self._client.key_value_dir_get(f"{self._prefix}/alive/"):
+            i, told = int(key.rpartition("/")[2]), json.loads(text)
+            if i not in self._heard or self._heard[i][0] != told:
+                self._heard[i] = (told, time.monotonic())
+
+    def _obey(self, ended: dict[str, Any]) -> None:
+        """Another process, or this thread, has ended the run."""
+        if self._failed or ended.get("by") == self.index and ended["code"] != AGAIN:
+            return
+        if ended["code"] != AGAIN:  # an error, which the main thread may be about to raise too
+            self._stop.wait(min(5.0, self._peer_timeout))
+            if self._failed or self._stop.is_set():
+                return
+        if ended.get("stacks"):
+            self._dump()
+        self._leave(ended["message"], ended["code"])
+
+    def _hung(self) -> None:
+        stuck = f"no progress for {time.monotonic() - self._moved:.0f} s (watchdog): after step {self._step}, {self._doing}"
+        if self._client is None:
+            self._dump()
+            self._leave(stuck, AGAIN)
+        self._listen()
+        others = sorted(self._heard.items())
+        lines = [f"{self._name(told, i)}: after step {told['step']}, {told['doing']}" for i, (told, _) in others]
+        steps = {i: told["step"] for i, (told, _) in others}
+        behind = [i for i, step in steps.items() if step == min(steps.values())]
+        guess = f". Furthest behind is process {behind[0]}" if len(behind) == 1 else ""
+        self._end(f"{stuck}{guess}. " + "; ".join(lines), code=AGAIN, stacks=True)
+        self._obey(self._ended() or {"message": stuck, "code": AGAIN, "stacks": True})
+
+    def _end(self, message: str, code: int, stacks: bool = False) -> None:
+        """The reason all processes stop: the first one counts."""
+        reason = {"by": self.index, "message": message, "code": code, "stacks": stacks}
+        try:
+            self._client.key_value_set(f"{self._prefix}/end/reason", json.dumps(reason))
+        except jax.errors.JaxRuntimeError:  # there is one already, or the coordinator is gone
+            return
+
+    def _ended(self) -> dict[str, Any] | None:
+        found = self._client.key_value_dir_get(f"{self._prefix}/end/")
+        return json.loads(found[0][1]) if found else None
+
+    def _leave(self, message: str, code: int) -> None:
+        """Ends this process from the guard's thread; the main one waits for something that will not come."""
+        self._say(f"stops. {message}. {self._advice()}")
+        if self._client is not None and self.index == 0:
+            self._wait_for_others()
+        elif self._client is not None:
+            self._tell(left=True)
+        sys.stdout.flush()
+        os._exit(code)
+
+    def _wait_for_others(self) -> None:
+        """Process 0 holds the coordination service: without it the others cannot read why."""
+        deadline = time.monotonic() + self._peer_timeout + 4 * self._period
+        while time.monotonic() < deadline:
+            self._listen()
+            told = [self._heard.get(i, ({}, 0.0)) for i in range(1, self.count)]
+            gone = time.monotonic() - self._peer_timeout
+            if all(t.get("left") or t.get("done") or since < gone for t, since in told):
+                return
+            time.sleep(self._period / 4)
+
+    def _tell(self, **more: bool) -> None:
+        self._beat += 1
+        try:
+            self._client.key_value_set(
+                f"{self._prefix}/alive/{self.index}", json.dumps(self._me() | more), allow_overwrite=True
+            )
+        except jax.errors.JaxRuntimeError:
+            if not more:
+                raise
+
+    def _me(self) -> dict[str, Any]:
+        place = {"host": socket.gethostname(), "pid": os.getpid(), "step": self._step, "doing": self._doing}
+        return place | {"beat": self._beat}
+
+    def _name(self, told: dict[str, Any], index: int | None = None) -> str:
+        index = self.index if index is None else index
+        return f"process {index}" + (f" (host {told['host']}, pid {told['pid']})" if "pid" in told else "")
+
+    def _say(self, text: str) -> None:
+        me = f"process {self.index} of {self.count}" if self.count > 1 else "this process"
+        print(f"jaxpt: {me} {text}", file=sys.stderr, flush=True)
+
+    def _dump(self) -> None:
+        self._say("all threads:")
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+
+
+_abort_handler: Any = None
+
+
+def _explain_abort(index: int, count: int, advice: Callable[[], str]) -> None:
+    """JAX aborts a process at once when process 0, the coordinator, is gone; this puts a plain sentence behind its own."""
+    global _abort_handler
+
+    def handler(number: int) -> None:
+        if _gone(coordinator_address() or ""):
+            text = f"jaxpt: process {index} of {count} stops. Process 0 ({coordinator_address()}) is gone: it was killed, or its "
+            os.write(2, f"{text}machine is gone. {advice()}\n".encode())
+            os._exit(AGAIN)
+
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
+
+
+def _forget_abort() -> None:
+    if _abort_handler is not None:
+        ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
+
+
+def _gone(address: str) -> bool:
+    """Whether nobody listens there any more."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+    except (OSError, ValueError):
+        return True
+    return False
