@@ -10,11 +10,13 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +52,14 @@ class Cluster:
 
 
 _started: Cluster | None = None
+_abort_handler: Any = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """--coordinator, --num-processes and --process-id, for `initialize`."""
-    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; not needed on a known cluster")
+    parser.add_argument(
+        "--coordinator", metavar="HOST:PORT", help="where process 0 listens; not needed on a known cluster"
+    )
     parser.add_argument("--num-processes", type=int, metavar="N", help="processes in all")
     parser.add_argument("--process-id", type=int, metavar="I", help="number of this process, from 0")
 
@@ -91,7 +96,12 @@ def initialize(
     if cluster is None or cluster.num_processes == 1:
         return None
     me = f"process {_or(cluster.process_id)} of {_or(cluster.num_processes)} ({cluster.kind})"
-    where = _or(cluster.coordinator, "the coordinator that the machine's metadata name")
+    failure = (
+        f"{me} did not meet the others at {_or(cluster.coordinator, 'the first host of the slice')} within {timeout} s. "
+        f"Check that all {_or(cluster.num_processes, '')} processes were started, with the same coordinator and different "
+        "process ids, and that its port is free on process 0 and open from here; then start all of them again"
+    )
+    on_abort(lambda: (failure, 1))
     try:
         jax.distributed.initialize(
             cluster.coordinator,
@@ -105,11 +115,9 @@ def initialize(
         reason = " ".join(str(error).split())[:300]
         if "before any JAX calls" in reason:
             raise DistributedError(f"{me}: call initialize() first, before any array or jax.devices()") from error
-        raise DistributedError(
-            f"{me} did not meet the others at {where} within {timeout} s: {reason}. Check that all "
-            f"{_or(cluster.num_processes)} processes were started, with the same coordinator and different process "
-            "ids, and that its port is free on process 0 and open from here; then start all of them again"
-        ) from error
+        raise DistributedError(f"{failure} ({reason})") from error
+    finally:
+        on_abort(None)
     _started = cluster
     return cluster
 
@@ -138,6 +146,29 @@ def detect(environ: Mapping[str, str]) -> Cluster | None:
     if may_be_tpu and _on_tpu_vm(environ):
         return Cluster("TPU VM")
     return None
+
+
+def on_abort(explain: Callable[[], tuple[str, int] | None] | None) -> None:
+    """What to print, and the exit code, when native code aborts this process; None to let it.
+
+    JAX aborts a process, past all exceptions, when it cannot reach the coordinator. The function runs on whatever
+    thread did it, and the process ends after it.
+    """
+    global _abort_handler
+    libc = ctypes.CDLL(None)
+    if explain is None:
+        libc.signal(int(signal.SIGABRT), None)
+        return
+    chosen = explain
+
+    def handler(number: int) -> None:
+        found = chosen()
+        if found is not None:
+            os.write(2, f"jaxpt: {found[0]}\n".encode())
+            os._exit(found[1])
+
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)  # kept, for C holds no reference
+    libc.signal(int(signal.SIGABRT), _abort_handler)
 
 
 def coordination() -> Any:
@@ -194,12 +225,16 @@ def _explicit(coordinator: str | None, num_processes: int | None, process_id: in
     if num_processes == 1 and process_id in (None, 0):
         return Cluster("given", coordinator, 1, 0)
     if coordinator is None or num_processes is None or process_id is None:
-        raise DistributedError(f"{', '.join(missing)} missing: several processes need all of {list(named)}, got {named}")
+        raise DistributedError(
+            f"{', '.join(missing)} missing: several processes need all of {list(named)}, got {named}"
+        )
     host, colon, port = coordinator.rpartition(":")
     if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise DistributedError(f"the coordinator must be HOST:PORT, for example 10.0.0.1:1234, got {coordinator!r}")
     if not 0 <= process_id < num_processes:
-        raise DistributedError(f"process id {process_id} is not one of {num_processes} processes (0 to {num_processes - 1})")
+        raise DistributedError(
+            f"process id {process_id} is not one of {num_processes} processes (0 to {num_processes - 1})"
+        )
     return Cluster("given", coordinator, num_processes, process_id)
 
 

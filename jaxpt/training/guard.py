@@ -13,11 +13,10 @@ Exit code 75 (EX_TEMPFAIL) means that the same command may be started again as i
 
 from __future__ import annotations
 
-import ctypes
+import atexit
 import faulthandler
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -28,7 +27,7 @@ from typing import Any
 
 import jax
 
-from jaxpt.sharding.distributed import coordination, coordinator_address
+from jaxpt.sharding.distributed import coordination, coordinator_address, on_abort
 
 AGAIN = 75
 HOST_WATCHDOG = 3600.0  # seconds, on several processes, where none are given
@@ -53,7 +52,9 @@ class Guard:
         self._watchdog = (HOST_WATCHDOG if self.count > 1 else 0.0) if watchdog is None else watchdog
         self._peer_timeout, self._advice, self._prefix = peer_timeout, advice, f"jaxpt/run{_runs}"
         self._period = min(2.0, peer_timeout / 4, self._watchdog / 4 if self._watchdog else 2.0)
-        self._step, self._doing, self._moved, self._beat = 0, "starting", time.monotonic(), 0
+        self._beat = 0
+        self.at(0, "starting")
+        self._last: dict[str, bool] = {}  # "done" or "left": the last word of this process
         self._heard: dict[int, tuple[dict[str, Any], float]] = {}
         self._stop, self._failed = threading.Event(), 0.0
         self._thread = threading.Thread(target=self._watch, name="jaxpt-guard", daemon=True)
@@ -61,7 +62,7 @@ class Guard:
     def __enter__(self) -> Guard:
         if self._client is not None or self._watchdog:
             if self._client is not None and self.index > 0:
-                _explain_abort(self.index, self.count, self._advice)
+                on_abort(self._explain)  # JAX aborts at once when process 0, the coordinator, is gone
             self._thread.start()
         return self
 
@@ -73,33 +74,35 @@ class Guard:
         if self._thread.is_alive():
             self._thread.join()
         if self._client is not None:
-            self._tell(done=True)
-            _forget_abort()
+            self._last["done"] = True
+            self._tell()
+            on_abort(None)
 
-    def at(self, step: int, doing: str) -> None:
-        """The main thread makes progress: after update `step`, it now does this."""
-        self._step, self._doing, self._moved = step, doing, time.monotonic()
+    def at(self, step: int, doing: str, patience: float = 1.0) -> None:
+        """The main thread makes progress: after update `step`, it now does this, for which it has `patience` times as
+        long as usual."""
+        self._step, self._doing, self._moved, self._patience = step, doing, time.monotonic(), patience
 
     def _fail(self, error: BaseException) -> None:
         """This process ends with an error: tells the others, or learns from them what has caused it."""
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             # Mostly another one's fault; the thread ends us if so.
             self._say(f"lost contact ({_line(error)[:160]}); looking for the cause, at most {self._peer_timeout:.0f} s")
-            time.sleep(self._peer_timeout + 4 * self._period)
+            time.sleep(1.5 * self._peer_timeout + 4 * self._period)
         self._failed = time.monotonic()
         self._end(f"{self._name(self._me())} stopped after step {self._step}: {_line(error)}", code=1)
+        error.add_note(self._advice())
+        self._last["left"] = True
         if self.index == 0:
             self._wait_for_others()
-        import atexit
-
-        atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush(), os._exit(1)))  # before JAX waits for the others
+        atexit.register(_exit)  # runs before JAX's own, which would wait for the others
 
     def _watch(self) -> None:
         silent = 0
         while not self._stop.wait(self._period):
             if self._watchdog:
                 # If even this thread cannot run, because something holds the interpreter, this prints and exits.
-                faulthandler.dump_traceback_later(self._watchdog + 10 * self._period, exit=True)
+                faulthandler.dump_traceback_later(self._watchdog * self._patience + 60, exit=True, file=_stderr())
             if self._client is not None:
                 try:
                     self._tell()
@@ -111,7 +114,8 @@ class Guard:
                         self._leave(f"the coordinator {coordinator_address()} no longer answers: {_line(error)}", AGAIN)
             if self._failed and time.monotonic() - self._failed > 2 * self._peer_timeout:
                 os._exit(1)  # some library's thread, waiting for the others, keeps the interpreter from ending
-            if self._watchdog and time.monotonic() - self._moved > self._watchdog and not self._failed:
+            still = time.monotonic() - self._moved
+            if self._watchdog and still > self._watchdog * self._patience and not self._failed:
                 self._hung()
         if self._watchdog:
             faulthandler.cancel_dump_traceback_later()
@@ -131,7 +135,7 @@ class Guard:
                         f"machine is gone or frozen; last heard of after step {told['step']}, {told['doing']}",
                         code=AGAIN,
                     )
-                    return self._look()
+                    self._obey(self._ended() or {})
 
     def _listen(self) -> None:
         for key, text in self._client.key_value_dir_get(f"{self._prefix}/alive/"):
@@ -141,7 +145,8 @@ class Guard:
 
     def _obey(self, ended: dict[str, Any]) -> None:
         """Another process, or this thread, has ended the run."""
-        if self._failed or ended.get("by") == self.index and ended["code"] != AGAIN:
+        mine = ended.get("by") == self.index
+        if self._failed or not ended or (mine and ended["code"] != AGAIN):
             return
         if ended["code"] != AGAIN:  # an error, which the main thread may be about to raise too
             self._stop.wait(min(5.0, self._peer_timeout))
@@ -152,7 +157,9 @@ class Guard:
         self._leave(ended["message"], ended["code"])
 
     def _hung(self) -> None:
-        stuck = f"no progress for {time.monotonic() - self._moved:.0f} s (watchdog): after step {self._step}, {self._doing}"
+        stuck = (
+            f"no progress for {time.monotonic() - self._moved:.0f} s (watchdog): after step {self._step}, {self._doing}"
+        )
         if self._client is None:
             self._dump()
             self._leave(stuck, AGAIN)
@@ -183,7 +190,8 @@ class Guard:
         if self._client is not None and self.index == 0:
             self._wait_for_others()
         elif self._client is not None:
-            self._tell(left=True)
+            self._last["left"] = True
+            self._tell()
         sys.stdout.flush()
         os._exit(code)
 
@@ -198,19 +206,29 @@ class Guard:
                 return
             time.sleep(self._period / 4)
 
-    def _tell(self, **more: bool) -> None:
+    def _explain(self) -> tuple[str, int] | None:
+        """What is said of an abort; None where the coordinator is there, and so is not its cause."""
+        address = coordinator_address() or ""
+        if not _gone(address):
+            return None
+        me = f"process {self.index} of {self.count} stops"
+        why = f"Process 0 ({address}) is gone: it was killed, or its machine is gone"
+        return f"{me}. {why}. {self._advice()}", AGAIN
+
+    def _tell(self) -> None:
+        """A sign of life."""
         self._beat += 1
         try:
             self._client.key_value_set(
-                f"{self._prefix}/alive/{self.index}", json.dumps(self._me() | more), allow_overwrite=True
+                f"{self._prefix}/alive/{self.index}", json.dumps(self._me()), allow_overwrite=True
             )
         except jax.errors.JaxRuntimeError:
-            if not more:
+            if not self._last:
                 raise
 
     def _me(self) -> dict[str, Any]:
         place = {"host": socket.gethostname(), "pid": os.getpid(), "step": self._step, "doing": self._doing}
-        return place | {"beat": self._beat}
+        return place | {"beat": self._beat} | self._last
 
     def _name(self, told: dict[str, Any], index: int | None = None) -> str:
         index = self.index if index is None else index
@@ -222,33 +240,22 @@ class Guard:
 
     def _dump(self) -> None:
         self._say("all threads:")
-        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
+        faulthandler.dump_traceback(file=_stderr(), all_threads=True)
 
 
 def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
 
 
-_abort_handler: Any = None
+def _stderr() -> Any:
+    """Where C code can write: what stands for sys.stderr in a notebook or under pytest has no file descriptor."""
+    return sys.__stderr__ or 2
 
 
-def _explain_abort(index: int, count: int, advice: Callable[[], str]) -> None:
-    """JAX aborts a process at once when process 0, the coordinator, is gone; this puts a plain sentence behind its own."""
-    global _abort_handler
-
-    def handler(number: int) -> None:
-        if _gone(coordinator_address() or ""):
-            text = f"jaxpt: process {index} of {count} stops. Process 0 ({coordinator_address()}) is gone: it was killed, or its "
-            os.write(2, f"{text}machine is gone. {advice()}\n".encode())
-            os._exit(AGAIN)
-
-    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-    ctypes.CDLL(None).signal(int(signal.SIGABRT), _abort_handler)
-
-
-def _forget_abort() -> None:
-    if _abort_handler is not None:
-        ctypes.CDLL(None).signal(int(signal.SIGABRT), None)
+def _exit() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _gone(address: str) -> bool:

@@ -140,7 +140,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"token", "host", "pid", "started", "boot", "since"} <= set(found) else None
+    return (
+        found
+        if isinstance(found, dict) and {"token", "host", "pid", "started", "boot", "since"} <= set(found)
+        else None
+    )
 
 
 def _started(pid: int) -> str | None:

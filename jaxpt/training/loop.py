@@ -119,7 +119,7 @@ class _Run:
         self.pending: deque[_Pending] = deque()
         self.meter, self.breakdown, self.ledger = Meter(), Breakdown(), Ledger()
         self.lock: Lock | None = None
-        self.warned = False
+        self.warned = self.compiled = False
         self.trace = Trace(self.cfg.profile, self.cfg.out)
 
     def open(self) -> None:
@@ -177,7 +177,11 @@ class _Run:
         if self.cfg.out is None:
             return "Nothing was saved (out is not set)"
         steps = [] if self.checkpoints is None else self.checkpoints.steps()
-        there = f"Checkpoint {steps[-1]} in {self.cfg.out} is complete" if steps else f"{self.cfg.out} has no checkpoint yet"
+        there = (
+            f"Checkpoint {steps[-1]} in {self.cfg.out} is complete"
+            if steps
+            else f"{self.cfg.out} has no checkpoint yet"
+        )
         where = "start all processes again with" if jax.process_count() > 1 else "type"
         return f"{there}: {where} the same command, and the run goes on from there"
 
@@ -232,11 +236,11 @@ class _Run:
         ids = np.asarray(batch.get("sequence_ids", ()), np.int64)
         weight = batch.get("loss_weight")
         tokens = 0.0 if weight is None else float(np.count_nonzero(weight)) * jax.process_count()
-        self._doing("computing an update")
+        self.guard.at(self.at, "computing an update", patience=1.0 if self.compiled else 10.0)
         with self.trace.before(self.at + 1, lambda: self._drain(0)):
             on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)
             self.state, metrics = self.step.run(self.state, on_device)
-        self.at += 1
+        self.at, self.compiled = self.at + 1, True
         self.pending.append(_Pending(self.at, metrics, ids, tokens))
         self._drain(self.cfg.lag)
         self.trace.after(self.at, lambda: self._drain(0))
@@ -282,6 +286,7 @@ class _Run:
             with self.breakdown.during("events"):
                 self.state = scheduled.run(self.events, t, cfg.steps, self.state)
                 self._measure()
+            self.compiled = self.compiled and not any(event.changes_tree for event in self.events)
         if evaluate:
             self._doing("evaluating")
             with self.breakdown.during("evaluation"):

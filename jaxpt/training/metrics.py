@@ -197,7 +197,9 @@ class Progress:
             rate = f"  {row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
             self._bar.update(self._task, description=f"loss {row['loss']:.4f}{rate}")
             return
-        numbers = "  ".join(f"{name} {_short(value)}" for name, value in row.items() if name != "step" and "seconds/" not in name)
+        numbers = "  ".join(
+            f"{name} {_short(value)}" for name, value in row.items() if name != "step" and "seconds/" not in name
+        )
         left = ""
         if "loss" in row and "step_seconds" in row:
             left = f"  ({(self._total - row['step']) * row['step_seconds']:.0f} s left)"

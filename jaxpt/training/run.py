@@ -80,9 +80,8 @@ class RunConfig:
             raise ValueError(f"watchdog must be seconds, 0 or more, got {self.watchdog}")
         if not 0 < self.peer_timeout <= 90:  # JAX itself ends a process after 100 s, and says less
             raise ValueError(f"peer_timeout must be seconds above 0 and at most 90, got {self.peer_timeout}")
-        if self.profile is not None:
-            if profile_window(self.profile)[1] > self.steps or self.out is None:
-                raise ValueError(f"profile={self.profile!r} needs updates up to {self.steps} and a folder out")
+        if self.profile is not None and (profile_window(self.profile)[1] > self.steps or self.out is None):
+            raise ValueError(f"profile={self.profile!r} must end by update {self.steps}, and needs a folder out")
 
 
 def profile_window(text: str) -> tuple[int, int]:
