@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,9 +71,9 @@ class Breakdown:
     NAMES = ("input", "events", "evaluation", "checkpoint")
 
     def __init__(self) -> None:
-        self._seconds: Counter[str] = Counter()
+        self._seconds: dict[str, float] = defaultdict(float)
         self._since, self._step = time.perf_counter(), 0
-        self._window: Counter[str] | None = None  # None until compilation is behind us
+        self._window: dict[str, float] | None = None  # None until compilation is behind us
 
     def start(self, step: int) -> None:
         """The loop begins, after update `step`."""
@@ -94,10 +94,11 @@ class Breakdown:
         compute = now - self._since - sum(self._seconds.values())
         found = {f"seconds/{name}": self._seconds[name] / updates for name in self.NAMES}
         if self._window is None:
-            self._window = Counter()
+            self._window = defaultdict(float)
         else:
-            self._window.update(updates=updates, input=self._seconds["input"], compute=compute)
-        self._seconds, self._since, self._step = Counter(), now, step
+            for name, x in (("updates", updates), ("input", self._seconds["input"]), ("compute", compute)):
+                self._window[name] += x
+        self._seconds, self._since, self._step = defaultdict(float), now, step
         return found | {"seconds/compute": compute / updates}
 
     def starved(self) -> str | None:
@@ -105,7 +106,8 @@ class Breakdown:
         window = self._window
         if window is None or window["updates"] < STARVED_UPDATES:
             return None
-        share, self._window = window["input"] / (window["input"] + window["compute"]), Counter()
+        share = window["input"] / (window["input"] + window["compute"])
+        self._window = defaultdict(float)
         if share <= STARVED_SHARE:
             return None
         return (
