@@ -186,7 +186,7 @@ class _Run:
         return f"{there}: {where} the same command, and the run goes on from there"
 
     def _doing(self, what: str) -> None:
-        self.guard.at(self.at, what)
+        self.guard.at(self.at, what, patience=1.0 if self.compiled else 10.0)  # compiling may take much longer
 
     def _resume(self, checkpoints: Checkpoints) -> None:
         """The newest checkpoint in place of the state at step 0, whose memory is given back first."""
@@ -236,7 +236,7 @@ class _Run:
         ids = np.asarray(batch.get("sequence_ids", ()), np.int64)
         weight = batch.get("loss_weight")
         tokens = 0.0 if weight is None else float(np.count_nonzero(weight)) * jax.process_count()
-        self.guard.at(self.at, "computing an update", patience=1.0 if self.compiled else 10.0)
+        self._doing("computing an update")
         with self.trace.before(self.at + 1, lambda: self._drain(0)):
             on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)
             self.state, metrics = self.step.run(self.state, on_device)

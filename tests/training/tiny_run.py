@@ -202,11 +202,11 @@ def run(tiny: Tiny, data: Path, **kwargs: Any) -> Result:
     if tiny.evaluate_every:
         kwargs["evaluate"] = evaluation(data, mesh, cfg)
     flops = ledger.decoder_flops(state.params, cfg, BATCH, SEQUENCE)
-    kwargs = {"flops_per_step": flops, "config_dict": described, "events": _faults(tiny, data)} | kwargs
+    kwargs = {"flops_per_step": flops, "config_dict": described, "events": _faults(tiny, data, loader)} | kwargs
     return train(how, step, state, loader, **kwargs)
 
 
-def _faults(tiny: Tiny, data: Path) -> list[events.Scheduled]:
+def _faults(tiny: Tiny, data: Path, loader: Any) -> list[events.Scheduled]:
     def die(step: int, state: TrainState) -> TrainState:
         os.kill(os.getpid(), signal.SIGKILL)
         return state
@@ -237,6 +237,7 @@ def _faults(tiny: Tiny, data: Path) -> list[events.Scheduled]:
     def cut(step: int, state: TrainState) -> TrainState:
         for path in (data / "train").glob("*.array_record"):
             os.truncate(path, path.stat().st_size // 2)
+        reopen(loader)
         return state
 
     found = [events.every(1, sleep)] if tiny.slow else []
@@ -244,6 +245,12 @@ def _faults(tiny: Tiny, data: Path) -> list[events.Scheduled]:
     planted = ((tiny.die_at, die), (tiny.hang_at, hang), (tiny.term_at, terminate), (tiny.cut_at, cut))
     found += [events.at(step, fault) for step, fault in planted if step]
     return found + ([events.at(tiny.die_saving, die_while_saving)] if tiny.die_saving else [])
+
+
+def reopen(loader: Loader) -> None:
+    """Makes the next read look at the files again: the reader holds files as small as these whole."""
+    for records, _ in loader._sources:
+        records._reader = None
 
 
 def wait_for_checkpoint(out: Path, step: int) -> None:
