@@ -119,7 +119,7 @@ class _Run:
         self.pending: deque[_Pending] = deque()
         self.meter, self.breakdown, self.ledger = Meter(), Breakdown(), Ledger()
         self.lock: Lock | None = None
-        self.warned = self.compiled = False
+        self.warned, self.seen = False, set[str]()
         self.trace = Trace(self.cfg.profile, self.cfg.out)
 
     def open(self) -> None:
@@ -186,7 +186,8 @@ class _Run:
         return f"{there}: {where} the same command, and the run goes on from there"
 
     def _doing(self, what: str) -> None:
-        self.guard.at(self.at, what, patience=1.0 if self.compiled else 10.0)  # compiling may take much longer
+        self.guard.at(self.at, what, patience=1.0 if what in self.seen else 10.0)  # the first time compiles
+        self.seen.add(what)
 
     def _resume(self, checkpoints: Checkpoints) -> None:
         """The newest checkpoint in place of the state at step 0, whose memory is given back first."""
@@ -240,7 +241,7 @@ class _Run:
         with self.trace.before(self.at + 1, lambda: self._drain(0)):
             on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)
             self.state, metrics = self.step.run(self.state, on_device)
-        self.at, self.compiled = self.at + 1, True
+        self.at += 1
         self.pending.append(_Pending(self.at, metrics, ids, tokens))
         self._drain(self.cfg.lag)
         self.trace.after(self.at, lambda: self._drain(0))
@@ -286,7 +287,8 @@ class _Run:
             with self.breakdown.during("events"):
                 self.state = scheduled.run(self.events, t, cfg.steps, self.state)
                 self._measure()
-            self.compiled = self.compiled and not any(event.changes_tree for event in self.events)
+            if any(event.changes_tree for event in self.events):
+                self.seen.clear()
         if evaluate:
             self._doing("evaluating")
             with self.breakdown.during("evaluation"):

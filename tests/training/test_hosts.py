@@ -173,7 +173,7 @@ def test_a_signal_to_all_saves_at_one_step_and_one_process_goes_on(
 
 
 def test_a_hung_process_is_found_and_its_stack_shown(launch: Launch, tmp_path: Path) -> None:
-    tiny = Tiny(str(tmp_path / "run"), mesh=(4, 1, 1), watchdog=12, peer_timeout=30)
+    tiny = Tiny(str(tmp_path / "run"), mesh=(4, 1, 1), watchdog=12, peer_timeout=30, slow=0.01)
     outcome = launch(tiny, 2, 2, {1: {"hang_at": 5}})
     assert outcome.codes == [AGAIN, AGAIN], outcome
     for error in outcome.errors:
