@@ -190,7 +190,7 @@ def test_an_error_of_one_process_is_told_by_all(launch: Launch, data: Path, tmp_
     assert outcome.codes == [1, 1], outcome
     for error in outcome.errors:
         assert "RecordError: record file" in error and "is truncated or corrupt" in error, outcome
-        assert f"Checkpoint 3 in {tmp_path / 'run'} is complete" in error
+        assert f" in {tmp_path / 'run'} is complete: start all processes again with the same command" in error
     assert "jaxpt: process 0 of 2 stops. process 1 (host" in outcome.errors[0]
 
 
