@@ -30,6 +30,7 @@ import jax
 from jaxpt.sharding.distributed import coordination, coordinator_address, on_abort
 
 AGAIN = 75
+COMPUTING = "computing an update"
 HOST_WATCHDOG = 3600.0  # seconds, on several processes, where none are given
 _runs = 0
 
@@ -166,8 +167,9 @@ class Guard:
         self._listen()
         others = sorted(self._heard.items())
         lines = [f"{self._name(told, i)}: after step {told['step']}, {told['doing']}" for i, (told, _) in others]
-        steps = {i: told["step"] for i, (told, _) in others}
-        behind = [i for i, step in steps.items() if step == min(steps.values())]
+        # At the same step, those that compute wait for one that does something else.
+        places = {i: (told["step"], told["doing"] == COMPUTING) for i, (told, _) in others}
+        behind = [i for i, place in places.items() if place == min(places.values())]
         guess = f". Furthest behind is process {behind[0]}" if len(behind) == 1 else ""
         self._end(f"{stuck}{guess}. " + "; ".join(lines), code=AGAIN, stacks=True)
         self._obey(self._ended() or {"message": stuck, "code": AGAIN, "stacks": True})

@@ -27,7 +27,7 @@ from jaxpt.core.types import Array, Params
 from jaxpt.training import events as scheduled
 from jaxpt.training import ledger as ledgers
 from jaxpt.training.checkpoint import Checkpoints, ResumeError, shape_of
-from jaxpt.training.guard import Guard
+from jaxpt.training.guard import COMPUTING, Guard
 from jaxpt.training.interrupts import Interrupts
 from jaxpt.training.ledger import Flops, Ledger
 from jaxpt.training.lock import Lock
@@ -237,7 +237,7 @@ class _Run:
         ids = np.asarray(batch.get("sequence_ids", ()), np.int64)
         weight = batch.get("loss_weight")
         tokens = 0.0 if weight is None else float(np.count_nonzero(weight)) * jax.process_count()
-        self._doing("computing an update")
+        self._doing(COMPUTING)
         with self.trace.before(self.at + 1, lambda: self._drain(0)):
             on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)
             self.state, metrics = self.step.run(self.state, on_device)
