@@ -93,10 +93,9 @@ class Guard:
         self._failed = time.monotonic()
         self._end(f"{self._name(self._me())} stopped after step {self._step}: {_line(error)}", code=1)
         error.add_note(self._advice())
-        self._last["left"] = True
         if self.index == 0:
             self._wait_for_others()
-        atexit.register(_exit)  # runs before JAX's own, which would wait for the others
+        atexit.register(self._exit)  # runs before JAX's own, which would wait for the others
 
     def _watch(self) -> None:
         silent = 0
@@ -215,7 +214,15 @@ class Guard:
             return None
         me = f"process {self.index} of {self.count} stops"
         why = f"Process 0 ({address}) is gone: it was killed, or its machine is gone"
-        return f"{me}. {why}. {self._advice()}", AGAIN
+        return f"{me}. {why}. {self._advice()}", 1 if self._failed else AGAIN
+
+    def _exit(self) -> None:
+        """The end of a process that has failed, after its traceback: only now may process 0 go."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._last["left"] = True
+        self._tell()
+        os._exit(1)
 
     def _tell(self) -> None:
         """A sign of life."""
@@ -252,12 +259,6 @@ def _line(error: BaseException) -> str:
 def _stderr() -> Any:
     """Where C code can write: what stands for sys.stderr in a notebook or under pytest has no file descriptor."""
     return sys.__stderr__ or 2
-
-
-def _exit() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)
 
 
 def _gone(address: str) -> bool:
