@@ -58,6 +58,40 @@ def to_dict(cfg: Any) -> Any:
     return getattr(cfg, "__name__", str(cfg))
 
 
+def from_dict(described: Any, classes: Iterable[type]) -> Any:
+    """The inverse of `to_dict`: frozen dataclasses by the name under "class", tuples for lists.
+
+    Args:
+      classes: the dataclasses that may occur. A field that the description lacks keeps its default.
+
+    Raises:
+      ValueError: a class that is not among them, two of the same name, or a field that the class does not have.
+    """
+    known: dict[str, type] = {}
+    for cls in classes:
+        if known.setdefault(cls.__name__, cls) is not cls:
+            raise ValueError(f"two classes are named {cls.__name__!r}: {known[cls.__name__]} and {cls}; give one")
+    return _from_dict(described, known)
+
+
+def _from_dict(described: Any, known: Mapping[str, type]) -> Any:
+    if isinstance(described, (list, tuple)):
+        return tuple(_from_dict(x, known) for x in described)
+    if not isinstance(described, Mapping):
+        return described
+    values = {k: _from_dict(v, known) for k, v in described.items() if k != "class"}
+    if "class" not in described:
+        return values
+    if described["class"] not in known:
+        raise nearest_error("class", str(described["class"]), known)
+    cls: Any = known[described["class"]]
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for name in values:
+        if name not in fields:
+            raise nearest_error(f"field of {cls.__name__}", name, fields)
+    return cls(**values)
+
+
 def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     """Lines "key: old -> new" for two results of `to_dict`."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):

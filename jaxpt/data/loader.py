@@ -24,6 +24,7 @@ class Loader:
       sources: name -> (records, packing), in the order of the plan's sources.
       plan: maps a step to sequences.
       process_index, process_count: this process reads rows [h B / H, (h + 1) B / H) of each batch of B.
+      rows: the rows it reads, in their place: those that `sharding.local_rows` names for its part of a mesh.
       threads, prefetch: Grain's reading threads, and how many batches they read ahead.
 
     Raises:
@@ -37,6 +38,7 @@ class Loader:
         *,
         process_index: int = 0,
         process_count: int = 1,
+        rows: np.ndarray | None = None,
         threads: int = 2,
         prefetch: int = 8,
     ) -> None:
@@ -52,7 +54,7 @@ class Loader:
             raise ValueError(f"process_index {process_index} is not one of {process_count} processes")
         share = plan.batch_size // process_count
         self.plan, self._sources = plan, list(sources.values())
-        self._rows = slice(process_index * share, (process_index + 1) * share)
+        self._rows = np.arange(process_index * share, (process_index + 1) * share) if rows is None else rows
         self._threads, self._prefetch = threads, prefetch
 
     @property

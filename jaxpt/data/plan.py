@@ -66,7 +66,7 @@ class Plan:
             counts[int(np.argmax(movable))] += step
         return counts
 
-    def rows(self, step: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+    def rows(self, step: int, rows: slice | np.ndarray = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """(source index, sequence index) of the rows of the global batch of `step`, int64 each."""
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)[rows]
         return self.at(positions)

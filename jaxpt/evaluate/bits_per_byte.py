@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxpt.core.types import Array, Float, Params
+from jaxpt.sharding import local_rows
 from jaxpt.training.step import Batch, Loss, put_batch
 
 Scorer = Callable[[Params, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
@@ -61,7 +62,8 @@ def make_scorer(loss: Loss, mesh: Mesh | None = None) -> Scorer:
         compiled = jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
     def score(params: Params, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        arrays = {k: _own_rows(x) for k, x in batch.items() if k not in FOR_HOST}
+        mine = local_rows(mesh, len(batch["inputs"]))  # every process reads the whole batch and scores its part
+        arrays = {k: x[mine] for k, x in batch.items() if k not in FOR_HOST}
         if mesh is None:
             found = compiled(params, put_batch(arrays, None))
         else:
@@ -134,12 +136,3 @@ def summarize(
     }
     found |= {f"bits_per_byte/{domain}": x for domain, x in zip(domains, each, strict=True)}
     return {name: float(x) for name, x in found.items()}
-
-
-def _own_rows(x: np.ndarray) -> np.ndarray:
-    """This process's rows of a batch that every process reads whole."""
-    hosts, index = jax.process_count(), jax.process_index()
-    if x.shape[0] % hosts:
-        raise ValueError(f"an evaluation batch of {x.shape[0]} does not divide over {hosts} processes")
-    share = x.shape[0] // hosts
-    return x[index * share : (index + 1) * share]

@@ -1,6 +1,18 @@
-"""The only mesh builder and the one table from logical axis names to mesh axes."""
+"""The only mesh builder, the one table from logical axis names to mesh axes, and start-up on several hosts."""
 
+from jaxpt.sharding.distributed import initialize, local_rows
 from jaxpt.sharding.mesh import AXES, MeshConfig, make_mesh, platform
 from jaxpt.sharding.rules import RULES, constrain, partition_spec, shardings
 
-__all__ = ["AXES", "RULES", "MeshConfig", "constrain", "make_mesh", "partition_spec", "platform", "shardings"]
+__all__ = [
+    "AXES",
+    "RULES",
+    "MeshConfig",
+    "constrain",
+    "initialize",
+    "local_rows",
+    "make_mesh",
+    "partition_spec",
+    "platform",
+    "shardings",
+]

@@ -6,7 +6,8 @@
 
 A folder appears under its number only when it is complete, and old ones are deleted only after that. On
 restore every array's fingerprint is computed again: a checkpoint that cannot be read or differs is set
-aside, and the one before is used.
+aside, and the one before is used. It restores onto any mesh and any number of processes, all of which see the
+same folder and agree on what is good.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 from jaxpt.core import trees
@@ -60,6 +62,7 @@ class Checkpoints:
         self._pending: int | None = None
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
+        self._known = _agreed(self.steps())  # by all processes alike, where a listing might lag
 
     def steps(self) -> list[int]:
         """Steps with a complete checkpoint on disk, oldest first."""
@@ -73,8 +76,9 @@ class Checkpoints:
         """
         self.wait()
         step = int(state.step)
-        if step in self.steps():
+        if step in self._known:
             return
+        self._known.add(step)
         arrays = dict(trees.leaves_with_path(state))
         params = {path: x for path, x in arrays.items() if path.startswith(PARAMS)}
         rest = {path: x for path, x in arrays.items() if path not in params}
@@ -124,11 +128,9 @@ class Checkpoints:
           CheckpointError: there are checkpoints, and none can be read.
         """
         bad: list[tuple[int, str]] = []
-        for step in reversed(self.steps()):
+        for step in sorted(self._known, reverse=True):
             try:
-                meta = _unsealed(self._manager.restore(step, args=self._composite(meta=self._ocp.args.JsonRestore())))
-                accept(meta)
-                state = self._arrays(step, target(step), meta)
+                state, meta = self._restore(step, target, accept)
             except ResumeError:
                 raise
             except Exception as error:  # Orbax raises whatever its storage says
@@ -142,19 +144,31 @@ class Checkpoints:
             raise CheckpointError(f"no checkpoint can be read ({reasons}); restore a copy, or start with another --out")
         return None
 
-    def _composite(self, **items: Any) -> Any:
-        return self._ocp.args.Composite(**items)
-
-    def _arrays(self, step: int, target: TrainState, meta: dict[str, Any]) -> TrainState:
-        wanted = {path: shape_of(x) for path, x in trees.leaves_with_path(target)}
-        _check_arrays(self.folder / str(step), meta["arrays"], _described(wanted))
+    def _restore(
+        self, step: int, target: Callable[[int], TrainState], accept: Callable[[dict[str, Any]], None]
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """One checkpoint; raises on every process where any of them cannot read its part."""
+        folder = self.folder / str(step)
+        with _together():
+            meta = read_meta(folder)
+            accept(meta)
+        state = target(step)
+        wanted = {path: shape_of(x) for path, x in trees.leaves_with_path(state)}
+        _check_arrays(folder, meta["arrays"], _described(wanted))
         params = {path: x for path, x in wanted.items() if path.startswith(PARAMS)}
         rest = {path: x for path, x in wanted.items() if path not in params}
-        restore = self._ocp.args.StandardRestore
-        found = self._manager.restore(step, args=self._composite(params=restore(params), optimizer=restore(rest)))
-        arrays = {**found["params"], **found["optimizer"]}
+        with _together():
+            arrays = {**self._read(folder / "params", params), **self._read(folder / "optimizer", rest)}
         _compare(arrays, meta["fingerprints"])
-        return jax.tree.unflatten(jax.tree.structure(target), [arrays[path] for path in wanted])
+        return jax.tree.unflatten(jax.tree.structure(state), [arrays[path] for path in wanted]), meta
+
+    def _read(self, folder: Path, wanted: dict[str, Any]) -> dict[str, Array]:
+        """Arrays by path. Not through the manager: it would wait for a process that has failed."""
+        handler = self._ocp.StandardCheckpointHandler()
+        try:
+            return handler.restore(folder, args=self._ocp.args.StandardRestore(wanted))
+        finally:
+            handler.close()
 
     def _set_aside(self, steps: list[int]) -> None:
         """Renames broken checkpoints, so that their steps can be saved again; nothing is deleted."""
@@ -162,6 +176,9 @@ class Checkpoints:
             new = next(p for i in range(1000) if not (p := self.folder / f"broken.{step}.{i}").exists())
             os.rename(self.folder / str(step), new)
         if steps:
+            self._known -= set(steps)
+            with _together():  # the folders have their new names before anyone lists them
+                pass
             self._manager.reload()
 
     def _guard(self, act: Callable[[], Any]) -> None:
@@ -170,6 +187,7 @@ class Checkpoints:
             act()
         except Exception as error:
             step, self._pending = self._pending, None
+            self._known.discard(-1 if step is None else step)
             free = shutil.disk_usage(self.folder).free
             intact = [s for s in self.steps() if s != step]
             last = f"checkpoint {intact[-1]} is intact" if intact else "there is no earlier checkpoint"
@@ -204,7 +222,7 @@ def restore_params_only(out: str | Path, target: Params, step: int | None = None
             raise CheckpointError(f"no checkpoint {'' if step is None else step} in {folder}; there are {steps}")
         step = steps[-1] if step is None else step
         try:
-            meta = _unsealed(manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())))
+            meta = read_meta(folder / str(step))
             stored = {path: kind for path, kind in meta["arrays"].items() if path.startswith(PARAMS)}
             _check_arrays(folder / str(step), stored, _described(wanted))
             found = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted)))
@@ -216,6 +234,53 @@ def restore_params_only(out: str | Path, target: Params, step: int | None = None
     params = found["params"]
     names = [next(p + path for p in PARAMS if p + path in params) for path, _ in trees.leaves_with_path(target)]
     return jax.tree.unflatten(jax.tree.structure(target), [params[name] for name in names])
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What a checkpoint (OUT/checkpoints/STEP) says of itself: config, data, ledger, evaluation, arrays, fingerprints.
+
+    Raises:
+      CheckpointError: it is missing, cannot be read, or is not what was saved.
+    """
+    path = folder / "meta" / "metadata"
+    try:
+        meta = json.loads(path.read_text())
+        content, seal = meta["content"], meta["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if _hash(content) != seal:
+        raise CheckpointError(f"{path} is not what was saved")
+    return content
+
+
+def read_config(out: str | Path, step: int | None = None) -> Any:
+    """The resolved configuration a run was started with, as `core.config.to_dict` describes it.
+
+    `core.config.from_dict` makes the dataclasses of it again, a model's spec comes from those, and with its shapes
+    `restore_params_only` gives the parameters: nothing about the run needs to be known.
+
+    Args:
+      step: of this checkpoint; by default of the newest that can be read, or of config.json where there is none.
+
+    Raises:
+      CheckpointError: there is neither.
+    """
+    folder = Path(out) / FOLDER
+    steps = [int(path.name) for path in folder.glob("*") if path.name.isdigit()]
+    wrong: list[str] = []
+    for found in sorted(steps, reverse=True) if step is None else [step]:
+        try:
+            return read_meta(folder / str(found))["config"]
+        except CheckpointError as error:
+            wrong.append(str(error))
+    try:
+        if step is None:
+            return json.loads((Path(out) / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError) as error:
+        wrong.append(str(error))
+    raise CheckpointError(f"no configuration in {out}: {'; '.join(wrong)}; checkpoints are {sorted(steps)}")
 
 
 def shape_of(x: Any) -> jax.ShapeDtypeStruct:
@@ -282,14 +347,6 @@ def _sealed(meta: dict[str, Any]) -> dict[str, Any]:
     return {"content": meta, "sha256": _hash(meta)}
 
 
-def _unsealed(found: Any) -> dict[str, Any]:
-    """The content of the restored item "meta", if it is what was saved."""
-    meta = found["meta"]
-    if _hash(meta["content"]) != meta["sha256"]:
-        raise CheckpointError("its meta data is not what was saved")
-    return meta["content"]
-
-
 def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -300,3 +357,30 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     text = " ".join(str(error).split())
     return (text if isinstance(error, CheckpointError) else f"{type(error).__name__}: {text}")[:300]
+
+
+@contextlib.contextmanager
+def _together() -> Iterator[None]:
+    """What fails inside on one process fails on all, so that all of them do the same next."""
+    problem: Exception | None = None
+    try:
+        yield
+    except ResumeError:
+        raise
+    except Exception as error:
+        problem = error
+    if jax.process_count() > 1:
+        failed = np.flatnonzero(multihost_utils.process_allgather(np.array(problem is not None)))
+        if len(failed) and problem is None:
+            problem = CheckpointError(f"process {failed[0]} cannot read its part")
+    if problem is not None:
+        raise problem
+
+
+def _agreed(steps: list[int]) -> set[int]:
+    """Process 0's list, on all processes."""
+    if jax.process_count() == 1:
+        return set(steps)
+    newest = np.full(64, -1)
+    newest[: len(steps[-64:])] = steps[-64:]
+    return {int(step) for step in multihost_utils.broadcast_one_to_all(newest) if step >= 0}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,9 +27,12 @@ from jaxpt.core.types import Array, Params
 from jaxpt.training import events as scheduled
 from jaxpt.training import ledger as ledgers
 from jaxpt.training.checkpoint import Checkpoints, ResumeError, shape_of
+from jaxpt.training.guard import COMPUTING, Guard
 from jaxpt.training.interrupts import Interrupts
 from jaxpt.training.ledger import Flops, Ledger
-from jaxpt.training.metrics import Log, Meter, Progress, Row, peak_flops
+from jaxpt.training.lock import Lock
+from jaxpt.training.metrics import Breakdown, Log, Meter, Progress, Row, peak_flops
+from jaxpt.training.profile import Trace
 from jaxpt.training.run import Loader, NonFiniteError, Result, RunConfig, decisive
 from jaxpt.training.state import TrainState
 from jaxpt.training.step import Step, put_batch
@@ -63,18 +67,24 @@ def train(
       NonFiniteError: see there. OUT/nonfinite.json names the update and the sequences of its batch.
       ResumeError: the checkpoints are of a run with another configuration or other data.
       CheckpointError: a checkpoint could not be written, or none could be read.
+      LockError: another run writes to cfg.out.
       Whatever the loader or the evaluation raises, after the last good state is saved. What an event raises
-        saves nothing: the state may be half changed.
+        saves nothing: the state may be half changed. On several processes an error of one ends all of them
+        (`guard`), and the newest checkpoint is what is saved.
     """
     events = scheduled.check(events, cfg.steps)
     described = config.to_dict(cfg if config_dict is None else config_dict)
     run = _Run(cfg, step, state, loader, events, evaluate, flops_per_step, learning_rate, described)
-    with Interrupts() as stop:
+    with Guard(cfg.watchdog, cfg.peer_timeout, run.advice) as run.guard:
         try:
-            run.open()
-            return run.go(stop)
-        finally:
-            run.close()
+            with Interrupts() as stop:
+                run.open()
+                result = run.go(stop)
+        except BaseException:
+            run.close(abandoned=jax.process_count() > 1)
+            raise
+        run.close()
+        return result
 
 
 @dataclasses.dataclass
@@ -98,6 +108,7 @@ class _Run:
     flops: Flops
     learning_rate: Callable[[int], Any] | None
     described: Any
+    guard: Guard = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         self.at = 0
@@ -106,15 +117,19 @@ class _Run:
         self.checkpoints: Checkpoints | None = None
         self.log, self.progress = Log(None), Progress(0, self.cfg.steps, quiet=True)
         self.pending: deque[_Pending] = deque()
-        self.meter, self.ledger = Meter(), Ledger()
+        self.meter, self.breakdown, self.ledger = Meter(), Breakdown(), Ledger()
+        self.lock: Lock | None = None
+        self.warned, self.seen = False, set[str]()
+        self.trace = Trace(self.cfg.profile, self.cfg.out)
 
     def open(self) -> None:
         """Finds where to go on from, and opens the files."""
-        cfg = self.cfg
+        cfg, first = self.cfg, jax.process_index() == 0
         if cfg.out is not None:
+            self._doing("opening the folder")
+            self.lock = Lock(cfg.out) if first else None
             self.checkpoints = Checkpoints(cfg.out, cfg.keep)
             self._resume(self.checkpoints)
-        first = jax.process_index() == 0
         folder = Path(cfg.out) if cfg.out is not None and first else None
         if folder is not None:
             write_json(folder / "config.json", {"config": self.described, "data": self.loader.fingerprint})
@@ -128,6 +143,7 @@ class _Run:
         """Updates until the last one or until told to stop."""
         batches = iter(self.loader.batches(self.at)) if self.at < self.cfg.steps else None
         interrupted = False
+        self.breakdown.start(self.at)
         try:
             while self.at < self.cfg.steps and not interrupted:
                 self._update(self._next(batches))
@@ -136,6 +152,7 @@ class _Run:
         finally:
             getattr(batches, "close", lambda: None)()
         self._drain(0)
+        self._doing("saving")
         if interrupted:
             self._save()
             where = "" if self.cfg.out is None else f"; saved in {self.cfg.out}, the same command goes on from there"
@@ -143,12 +160,34 @@ class _Run:
         self._wait()
         return Result(self.state, self._ledger(), self.log.rows, self.evaluation, interrupted, self.resumed_from)
 
-    def close(self) -> None:
-        """Closes what is open."""
+    def close(self, abandoned: bool = False) -> None:
+        """Closes what is open; where other processes may be gone, without waiting for a save under way."""
         self.progress.close()
         self.log.close()
-        if self.checkpoints is not None:
-            self.checkpoints.close()
+        self.trace.close()
+        try:
+            if self.checkpoints is not None and not abandoned:
+                self.checkpoints.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def advice(self) -> str:
+        """What there is to go on from, and what to type next."""
+        if self.cfg.out is None:
+            return "Nothing was saved (out is not set)"
+        steps = [] if self.checkpoints is None else self.checkpoints.steps()
+        there = (
+            f"Checkpoint {steps[-1]} in {self.cfg.out} is complete"
+            if steps
+            else f"{self.cfg.out} has no checkpoint yet"
+        )
+        where = "start all processes again with" if jax.process_count() > 1 else "type"
+        return f"{there}: {where} the same command, and the run goes on from there"
+
+    def _doing(self, what: str) -> None:
+        self.guard.at(self.at, what, patience=1.0 if what in self.seen else 10.0)  # the first time compiles
+        self.seen.add(what)
 
     def _resume(self, checkpoints: Checkpoints) -> None:
         """The newest checkpoint in place of the state at step 0, whose memory is given back first."""
@@ -182,8 +221,10 @@ class _Run:
             )
 
     def _next(self, batches: Any) -> dict[str, np.ndarray]:
+        self._doing("waiting for a batch")
         try:
-            batch = next(batches, None)
+            with self.breakdown.during("input"):
+                batch = next(batches, None)
             if batch is None:
                 raise ValueError(f"the loader ended after {self.at} of {self.cfg.steps} batches")
             return batch
@@ -196,11 +237,14 @@ class _Run:
         ids = np.asarray(batch.get("sequence_ids", ()), np.int64)
         weight = batch.get("loss_weight")
         tokens = 0.0 if weight is None else float(np.count_nonzero(weight)) * jax.process_count()
-        on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)
-        self.state, metrics = self.step.run(self.state, on_device)
+        self._doing(COMPUTING)
+        with self.trace.before(self.at + 1, lambda: self._drain(0)):
+            on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)
+            self.state, metrics = self.step.run(self.state, on_device)
         self.at += 1
         self.pending.append(_Pending(self.at, metrics, ids, tokens))
         self._drain(self.cfg.lag)
+        self.trace.after(self.at, lambda: self._drain(0))
 
     def _drain(self, lag: int) -> None:
         """Reads the metrics of all but the newest `lag` updates."""
@@ -217,9 +261,16 @@ class _Run:
 
     def _log_update(self, step: int, found: Row) -> None:
         rate = {} if self.learning_rate is None else {"learning_rate": float(self.learning_rate(step - 1))}
-        row = {"step": step, **found, **rate, **self.meter.read(self.cost.nominal, self.peak)}
+        speed = self.meter.read(self.cost.nominal, self.peak) | self.breakdown.read(step)
+        row = {"step": step, **found, **rate, **speed}
         self.log.write(row)
         self.progress.row(row)
+        starved = None if self.warned else self.breakdown.starved()
+        if starved is not None:
+            self.warned = True
+            warnings.warn(f"step {step}: {starved}", stacklevel=2)
+        if self.lock is not None:
+            self.lock.check()
         if self.checkpoints is not None:
             self.checkpoints.check()
 
@@ -232,12 +283,20 @@ class _Run:
             return
         self._drain(0)  # so that nothing is done to a state whose update may have failed
         if changing:
-            self.state = scheduled.run(self.events, t, cfg.steps, self.state)
-            self._measure()
+            self._doing("running events")
+            with self.breakdown.during("events"):
+                self.state = scheduled.run(self.events, t, cfg.steps, self.state)
+                self._measure()
+            if any(event.changes_tree for event in self.events):
+                self.seen.clear()
         if evaluate:
-            self._evaluate(evaluate)
+            self._doing("evaluating")
+            with self.breakdown.during("evaluation"):
+                self._evaluate(evaluate)
         if saving:
-            self._save()
+            self._doing("saving")
+            with self.breakdown.during("checkpoint"):
+                self._save()
         self.meter.pause()
 
     def _evaluate(self, evaluate: Callable[[Params], dict[str, float]]) -> None:
@@ -253,6 +312,8 @@ class _Run:
 
     def _save(self) -> None:
         """Starts to save the state after update `at`."""
+        if self.lock is not None:
+            self.lock.check()
         if self.checkpoints is not None:
             meta = {"config": self.described, "data": self.loader.fingerprint, "evaluation": self.evaluation}
             self.checkpoints.save(self.state, meta | {"ledger": self._ledger().to_dict()})
@@ -274,6 +335,8 @@ class _Run:
 
     def _rescue(self, error: Exception) -> None:
         """Saves the last good state; `error`, about to be raised, gets a note that says where it is."""
+        if jax.process_count() > 1:  # the others are in the next update, and only together could all of them save
+            return
         try:
             self._drain(0)
             self._save()

@@ -6,6 +6,9 @@ import json
 import os
 import sys
 import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,60 @@ class Meter:
         found = {"step_seconds": seconds, "tokens_per_second": self._tokens / self._seconds}
         self._steps, self._tokens, self._seconds = 0, 0.0, 0.0
         return found | ({"mfu": flops / seconds / peak} if peak and flops else {})
+
+
+STARVED_SHARE, STARVED_UPDATES = 0.2, 20
+
+
+class Breakdown:
+    """Where the loop's seconds go: waiting for input, events, evaluation, saving; the rest is computing."""
+
+    NAMES = ("input", "events", "evaluation", "checkpoint")
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._since, self._step = time.perf_counter(), 0
+        self._window: dict[str, float] | None = None  # None until compilation is behind us
+
+    def start(self, step: int) -> None:
+        """The loop begins, after update `step`."""
+        self._since, self._step = time.perf_counter(), step
+
+    @contextmanager
+    def during(self, name: str) -> Iterator[None]:
+        """Counts what happens inside as `name`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] += time.perf_counter() - start
+
+    def read(self, step: int) -> Row:
+        """Seconds per update since the last reading, by name; they add up to the wall clock. Then starts anew."""
+        now, updates = time.perf_counter(), max(step - self._step, 1)
+        compute = now - self._since - sum(self._seconds.values())
+        found = {f"seconds/{name}": self._seconds[name] / updates for name in self.NAMES}
+        if self._window is None:
+            self._window = defaultdict(float)
+        else:
+            for name, x in (("updates", updates), ("input", self._seconds["input"]), ("compute", compute)):
+                self._window[name] += x
+        self._seconds, self._since, self._step = defaultdict(float), now, step
+        return found | {"seconds/compute": compute / updates}
+
+    def starved(self) -> str | None:
+        """What to say where waiting for input took too large a share of the last updates."""
+        window = self._window
+        if window is None or window["updates"] < STARVED_UPDATES:
+            return None
+        share = window["input"] / (window["input"] + window["compute"])
+        self._window = defaultdict(float)
+        if share <= STARVED_SHARE:
+            return None
+        return (
+            f"the device waits for input {share:.0%} of the time ({window['input'] / window['updates']:.3g} s of each "
+            "update): give the loader more threads or prefetch, or put the records on a faster disk"
+        )
 
 
 class Log:
@@ -142,7 +199,9 @@ class Progress:
             rate = f"  {row['tokens_per_second']:,.0f} tokens/s" if "tokens_per_second" in row else ""
             self._bar.update(self._task, description=f"loss {row['loss']:.4f}{rate}")
             return
-        numbers = "  ".join(f"{name} {_short(value)}" for name, value in row.items() if name != "step")
+        numbers = "  ".join(
+            f"{name} {_short(value)}" for name, value in row.items() if name != "step" and "seconds/" not in name
+        )
         left = ""
         if "loss" in row and "step_seconds" in row:
             left = f"  ({(self._total - row['step']) * row['step_seconds']:.0f} s left)"

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxpt.sharding import MeshConfig
 from jaxpt.training.ledger import Ledger
 from jaxpt.training.metrics import Row
 from jaxpt.training.state import TrainState
@@ -42,6 +43,10 @@ class RunConfig:
       bar: progress bar; None for where standard output is a terminal.
       quiet: print nothing.
       resume_anyway: go on from a checkpoint whose config or data differ.
+      profile: "10:12" traces updates 10 to 12 into OUT/profile, for XProf and TensorBoard.
+      watchdog: seconds without any progress (an update, an event, an evaluation, a save) after which the stacks of
+        all threads are printed and the process ends; 0 for never. None: never on one process, an hour on several.
+      peer_timeout: seconds without a sign of life from another process of the run after which this one ends.
     """
 
     steps: int
@@ -55,6 +60,9 @@ class RunConfig:
     bar: bool | None = None
     quiet: bool = False
     resume_anyway: bool = False
+    profile: str | None = None
+    watchdog: float | None = None
+    peer_timeout: float = 60.0
 
     def __post_init__(self) -> None:
         at_least = {
@@ -68,6 +76,24 @@ class RunConfig:
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.watchdog is not None and self.watchdog < 0:
+            raise ValueError(f"watchdog must be seconds, 0 or more, got {self.watchdog}")
+        if not 0 < self.peer_timeout <= 90:  # JAX itself ends a process after 100 s, and says less
+            raise ValueError(f"peer_timeout must be seconds above 0 and at most 90, got {self.peer_timeout}")
+        if self.profile is not None and (profile_window(self.profile)[1] > self.steps or self.out is None):
+            raise ValueError(f"profile={self.profile!r} must end by update {self.steps}, and needs a folder out")
+
+
+def profile_window(text: str) -> tuple[int, int]:
+    """ "10:12" -> (10, 12).
+
+    Raises:
+      ValueError: anything else, or an end before the start.
+    """
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise ValueError(f"profile must be START:END, two updates counted from 1, for example 10:12; got {text!r}")
+    return int(first), int(last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +125,13 @@ class NonFiniteError(RuntimeError):
 
 
 def decisive(described: Any) -> Any:
-    """A described configuration without what a RunConfig holds beside `steps`: it may change on resuming."""
+    """A described configuration without what may change on resuming: all of a RunConfig but `steps`, and the mesh."""
     if isinstance(described, Mapping):
         is_run = described.get("class") == RunConfig.__name__
-        return {k: decisive(v) for k, v in described.items() if not is_run or k in ("class", "steps")}
+        kept = {k: v for k, v in described.items() if not is_run or k in ("class", "steps")}
+        return {k: decisive(v) for k, v in kept.items() if not _is_mesh(v)}
     return described
+
+
+def _is_mesh(described: Any) -> bool:
+    return isinstance(described, Mapping) and described.get("class") == MeshConfig.__name__

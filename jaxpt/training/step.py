@@ -20,6 +20,7 @@ from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Float, Int, Params, PRNGKeyArray, PyTree
 from jaxpt.objectives.base import Losses
 from jaxpt.sharding import constrain, partition_spec
+from jaxpt.sharding.distributed import shards
 from jaxpt.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -94,12 +95,14 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> Batch:
-    """This process's rows of the global batch as one array over the mesh."""
+    """This process's rows of the global batch (`sharding.local_rows`) as one array over the mesh."""
     if mesh is None:
         return {name: jnp.asarray(x) for name, x in batch.items()}
 
+    mine, total = shards(mesh) if jax.process_count() > 1 else ([0], 1)
+
     def place(x: Any) -> jax.Array:
-        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        shape = (x.shape[0] * total // len(mine), *x.shape[1:])
         return jax.make_array_from_process_local_data(batch_sharding(mesh, shape), x, shape)
 
     return {name: place(x) for name, x in batch.items()}

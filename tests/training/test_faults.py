@@ -24,7 +24,7 @@ from jaxpt.training import events
 from jaxpt.training.checkpoint import CheckpointError
 from jaxpt.training.run import NonFiniteError
 
-SPEED = ("step_seconds", "tokens_per_second", "mfu")
+SPEED = ("step_seconds", "tokens_per_second", "mfu", "seconds/")
 STEPS = 12
 
 
@@ -66,7 +66,7 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
 
 def rows(out: Path) -> list[dict[str, Any]]:
     lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in SPEED} for line in lines]
+    return [{k: v for k, v in json.loads(line).items() if not k.startswith(SPEED)} for line in lines]
 
 
 def meta(out: Path, step: int = STEPS) -> dict[str, Any]:

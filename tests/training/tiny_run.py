@@ -2,17 +2,18 @@
 
     python tests/training/tiny_run.py DATA '{"out": "...", "steps": 12, "die_at": 5, ...}'
 
+With --coordinator, --num-processes and --process-id it is one process of several (`processes.py` starts them).
 Prints the Result as one line of JSON, last.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,16 +22,21 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
+from jax.sharding import Mesh
 
 from jaxpt import optim, weights
 from jaxpt.core import config
+from jaxpt.data.held_out import held_out
 from jaxpt.data.loader import Loader, single_source
 from jaxpt.data.packing import pack
 from jaxpt.data.records import TokenRecords
 from jaxpt.data.shards import Item, assemble, plan_shards, write_shard
 from jaxpt.data.vocabularies import ByteVocabulary
+from jaxpt.evaluate import bits_per_byte, make_scorer
 from jaxpt.models import decoder
 from jaxpt.objectives import causal_lm
+from jaxpt.sharding import MeshConfig, distributed, local_rows, make_mesh
 from jaxpt.training import events, ledger
 from jaxpt.training import state as states
 from jaxpt.training.loop import train
@@ -54,6 +60,13 @@ class Tiny:
         full disk.
       slow: seconds each update takes longer.
       poison: an update whose batch gets a loss weight that is not finite.
+      hang_at: after this update, sleep for ever.
+      term_at: SIGTERM to this process after this update.
+      cut_at: after this update, the record files are cut in half and the next read sees it.
+      mesh: (data, fsdp, model) of a mesh over all devices of all processes.
+      evaluate_every: updates between two evaluations of the held-out documents.
+      data: this process's own records, in place of those all are given.
+      watchdog, peer_timeout, profile: as of RunConfig.
     """
 
     out: str | None = None
@@ -67,6 +80,15 @@ class Tiny:
     die_saving: int | None = None
     slow: float = 0.0
     poison: int | None = None
+    hang_at: int | None = None
+    term_at: int | None = None
+    cut_at: int | None = None
+    mesh: tuple[int, int, int] | None = None
+    evaluate_every: int = 0
+    data: str | None = None
+    watchdog: float | None = None
+    peer_timeout: float = 60.0
+    profile: str | None = None
 
 
 MODEL = decoder.Config(
@@ -95,10 +117,10 @@ def write_records(folder: Path, documents: int = 40) -> Path:
     return folder
 
 
-def make_loader(data: Path) -> Loader:
-    """Batches of 8 sequences of 32 tokens."""
+def make_loader(data: Path, mesh: Mesh | None = None, **kwargs: Any) -> Loader:
+    """Batches of 8 sequences of 32 tokens: this process's rows of them."""
     records = TokenRecords(data, "train")
-    return single_source(records, pack(records, SEQUENCE), BATCH, seed=1)
+    return single_source(records, pack(records, SEQUENCE), BATCH, seed=1, rows=local_rows(mesh, BATCH), **kwargs)
 
 
 class Poisoned:
@@ -117,23 +139,52 @@ class Poisoned:
             yield batch
 
 
+def make_optimizer(rate: float) -> optax.GradientTransformation:
+    """Two groups, so that the state has several trees of moments."""
+    return optim.groups([("embedding", optim.adam(rate / 2)), ("*", optim.adam(rate, weight_decay=0.1))])
+
+
+@functools.cache
+def loss_of(cfg: decoder.Config) -> Any:
+    """The objective."""
+    return lambda p, b, k: causal_lm.loss(p, b, k, cfg)
+
+
+def build_on(mesh: Mesh, cfg: decoder.Config = MODEL, rate: float = 1e-2) -> tuple[Step, Callable[[], TrainState]]:
+    """As `build`, on a mesh."""
+    optimizer, spec = make_optimizer(rate), decoder.spec(cfg)
+    shardings = states.state_shardings(spec, optimizer, mesh)
+    step = make_step(loss_of(cfg), optimizer, clip=1.0, mesh=mesh, shardings=shardings)
+    return step, lambda: states.create_sharded(spec, optimizer, mesh)
+
+
+def evaluation(data: Path, mesh: Mesh | None, cfg: decoder.Config = MODEL) -> Any:
+    """Bits per byte of the held-out documents."""
+    windows = held_out(TokenRecords(data, "validation"), SEQUENCE, BATCH)
+    return bits_per_byte(make_scorer(loss_of(cfg), mesh), windows)
+
+
 @functools.cache
 def build(cfg: decoder.Config = MODEL, rate: float = 1e-2) -> tuple[Step, Callable[[], TrainState]]:
     """The step of an optimizer of two groups and a function that makes its state; compiled once a process."""
-    optimizer = optim.groups([("embedding", optim.adam(rate / 2)), ("*", optim.adam(rate, weight_decay=0.1))])
-    step = make_step(lambda p, b, k: causal_lm.loss(p, b, k, cfg), optimizer, clip=1.0)
+    optimizer = make_optimizer(rate)
+    step = make_step(loss_of(cfg), optimizer, clip=1.0)
     return step, jax.jit(lambda: states.create(decoder.init(jax.random.key(0), cfg), optimizer))
 
 
 def run(tiny: Tiny, data: Path, **kwargs: Any) -> Result:
     """Trains."""
-    cfg = dataclasses.replace(MODEL, width=tiny.width)
-    step, create = build(cfg, tiny.rate)
+    cfg, data = dataclasses.replace(MODEL, width=tiny.width), Path(tiny.data or data)
+    mesh = kwargs.pop("mesh", None)
+    if mesh is None and tiny.mesh is not None:
+        mesh = make_mesh(MeshConfig(*tiny.mesh))
+    step, create = build(cfg, tiny.rate) if mesh is None else build_on(mesh, cfg, tiny.rate)
     state = create()
-    loader: Any = kwargs.pop("loader", None) or make_loader(data)
+    loader: Any = kwargs.pop("loader", None) or make_loader(data, mesh, **({"prefetch": 1} if tiny.cut_at else {}))
     if tiny.poison is not None:
         loader = Poisoned(loader, tiny.poison)
-    described = {"model": config.to_dict(cfg), "rate": tiny.rate}
+    sizes = MeshConfig() if tiny.mesh is None else MeshConfig(*tiny.mesh)
+    described = {"model": config.to_dict(cfg), "rate": tiny.rate, "mesh": config.to_dict(sizes)}
     every = tiny.checkpoint_every
     how = RunConfig(
         tiny.steps,
@@ -143,13 +194,19 @@ def run(tiny: Tiny, data: Path, **kwargs: Any) -> Result:
         log_every=1,
         tensorboard=False,
         quiet=True,
+        evaluate_every=tiny.evaluate_every,
+        watchdog=tiny.watchdog,
+        peer_timeout=tiny.peer_timeout,
+        profile=tiny.profile,
     )
+    if tiny.evaluate_every:
+        kwargs["evaluate"] = evaluation(data, mesh, cfg)
     flops = ledger.decoder_flops(state.params, cfg, BATCH, SEQUENCE)
-    kwargs = {"flops_per_step": flops, "config_dict": described, "events": _faults(tiny)} | kwargs
+    kwargs = {"flops_per_step": flops, "config_dict": described, "events": _faults(tiny, data, loader)} | kwargs
     return train(how, step, state, loader, **kwargs)
 
 
-def _faults(tiny: Tiny) -> list[events.Scheduled]:
+def _faults(tiny: Tiny, data: Path, loader: Any) -> list[events.Scheduled]:
     def die(step: int, state: TrainState) -> TrainState:
         os.kill(os.getpid(), signal.SIGKILL)
         return state
@@ -169,10 +226,31 @@ def _faults(tiny: Tiny) -> list[events.Scheduled]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(tiny.largest_file or 0), resource.RLIM_INFINITY))
         return state
 
+    def hang(step: int, state: TrainState) -> TrainState:
+        time.sleep(1000)
+        return state
+
+    def terminate(step: int, state: TrainState) -> TrainState:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return state
+
+    def cut(step: int, state: TrainState) -> TrainState:
+        for path in (data / "train").glob("*.array_record"):
+            os.truncate(path, path.stat().st_size // 2)
+        reopen(loader)
+        return state
+
     found = [events.every(1, sleep)] if tiny.slow else []
     found += [events.at(4, limit)] if tiny.largest_file else []
-    found += [events.at(tiny.die_at, die)] if tiny.die_at else []
+    planted = ((tiny.die_at, die), (tiny.hang_at, hang), (tiny.term_at, terminate), (tiny.cut_at, cut))
+    found += [events.at(step, fault) for step, fault in planted if step]
     return found + ([events.at(tiny.die_saving, die_while_saving)] if tiny.die_saving else [])
+
+
+def reopen(loader: Loader) -> None:
+    """Makes the next read look at the files again: the reader holds files as small as these whole."""
+    for records, _ in loader._sources:
+        records._reader = None
 
 
 def wait_for_checkpoint(out: Path, step: int) -> None:
@@ -191,8 +269,15 @@ def _watch(out: Path, step: int) -> None:
 
 def main() -> None:
     """Runs what the command line says."""
-    result = run(Tiny(**json.loads(sys.argv[2])), Path(sys.argv[1]))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("tiny", type=json.loads)
+    distributed.add_arguments(parser)
+    args = parser.parse_args()
+    distributed.initialize(args.coordinator, args.num_processes, args.process_id)
+    result = run(Tiny(**args.tiny), args.data)
     report = {"resumed_from": result.resumed_from, "interrupted": result.interrupted}
+    report |= {"curve": result.curve, "evaluation": result.evaluation}
     print(json.dumps(report | {"ledger": result.ledger.to_dict()}))
 
 
