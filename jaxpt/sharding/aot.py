@@ -162,6 +162,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=None, help="sequences of the global batch")
     parser.add_argument("--length", type=int, default=None, help="tokens of a sequence")
     parser.add_argument("--accumulate", type=int, default=None, help="microbatches of an update")
+    parser.add_argument("--microbatch", type=int, default=None, help="instead: sequences of a microbatch on one chip")
     parser.add_argument(
         "--remat", default=None, choices=sorted(decoder.REMAT), help="what the backward pass recomputes"
     )
