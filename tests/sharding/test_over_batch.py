@@ -67,7 +67,9 @@ def test_no_collective_carries_w_or_its_gradient():
     x = jax.ShapeDtypeStruct((64, 16, inp), jnp.float32, sharding=rows)
     with jax.set_mesh(mesh):
         places = (jax.tree.map(lambda s: s.sharding, trees.split(shapes)[0]), rows)
-        program = hlo.parse(jax.jit(value_and_gradients, out_shardings=(None, places)).lower(shapes, x).compile().as_text())
+        program = hlo.parse(
+            jax.jit(value_and_gradients, out_shardings=(None, places)).lower(shapes, x).compile().as_text()
+        )
     largest = [
         scope[name].nbytes
         for computation in program.computations.values()
