@@ -110,22 +110,29 @@ def _group(i: Instruction, mesh: Mesh) -> list[int]:
         order = np.arange(mesh.size).reshape(_numbers(iota[2]))
         order = order.transpose(_numbers(iota[3])) if iota[3] else order
         return order.reshape(_numbers(iota[1]))[0].tolist()
-    named = re.search(r"replica_groups=mesh\[([^\]]+)\] ?(?:\{([^}]*)\})?", i.attributes)
+    named = re.search(
+        r"replica_groups=mesh\[([^\]]+)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?(?:\{([^}]*)\})?",
+        i.attributes,
+    )
     if named:
-        return _named_group(named[1], named[2] or "", mesh.size)
+        order = np.arange(mesh.size)
+        if named[2]:
+            order = order.reshape(_numbers(named[2]))
+            order = order.transpose(_numbers(named[3])) if named[3] else order
+        return _named_group(named[1], named[4] or "", order.reshape(-1))
     if "replica_groups={}" in i.attributes:
         return list(range(mesh.size))
     return []
 
 
-def _named_group(axes: str, chosen: str, size: int) -> list[int]:
+def _named_group(axes: str, chosen: str, order: np.ndarray) -> list[int]:
     """The first group of a text like mesh['a'=2,'b'=8] {'b'}, where 'b':(2)4 is the part of b of size 4 that 2 precede."""
     sizes: dict[str, int] = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", axes)}
     wanted = {
         name: (int(pre or 1), int(part or 0))
         for name, pre, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
     }
-    if math.prod(sizes.values()) != size or not set(wanted) <= set(sizes):
+    if math.prod(sizes.values()) != order.size or not set(wanted) <= set(sizes):
         return []
     dims, keep = [], []
     for name, n in sizes.items():
@@ -135,8 +142,7 @@ def _named_group(axes: str, chosen: str, size: int) -> list[int]:
             return []
         dims += [pre, part, n // (pre * part)]
         keep += [False, name in wanted, False]
-    places = np.arange(size).reshape(dims)
-    return places[tuple(slice(None) if k else 0 for k in keep)].reshape(-1).tolist()
+    return order.reshape(dims)[tuple(slice(None) if k else 0 for k in keep)].reshape(-1).tolist()
 
 
 def _numbers(text: str) -> list[int]:
