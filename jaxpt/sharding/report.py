@@ -157,7 +157,7 @@ def refusal(message: str) -> tuple[float, float]:
       ValueError: the message is not about memory.
     """
     if "RESOURCE_EXHAUSTED" not in message and "Ran out of memory" not in message:
-        raise ValueError(f"not a complaint about memory: {message.splitlines()[0] if message else message!r}")
+        raise ValueError(f"not a complaint about memory: {message.partition(chr(10))[0]}")
     for pattern in (
         r"required for [^(]*\(([\d.]+)([KMGT]?)\w*\) exceeds available \w+ \(([\d.]+)([KMGT]?)",
         r"Used ([\d.]+)([KMGT]?)\w* of ([\d.]+)([KMGT]?)\w* hbm",
