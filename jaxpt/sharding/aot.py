@@ -167,6 +167,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--remat", default=None, choices=sorted(decoder.REMAT), help="what the backward pass recomputes"
     )
     parser.add_argument("--suggest", action="store_true", help="where it does not fit, compile settings that may")
+    parser.add_argument(
+        "--weak-scaling", default=None, metavar="TOPOLOGY", help="the same batch per chip there: the gate"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON alone")
 
 
@@ -176,11 +179,11 @@ def run(options: argparse.Namespace, job: Job) -> int:
     Raises:
       ValueError: an option that makes no sense, said in words.
     """
-    from rich.console import Console
-
     from jaxpt.sharding import suggest
 
     job, rows = configured(job, options), options.microbatch
+    if options.weak_scaling is not None:
+        return _run_weak_scaling(options, job)
     if options.topology.endswith(":smallest"):
         tried = suggest.smallest_slice(job, options.topology.removesuffix(":smallest"), rows)
     else:
@@ -191,11 +194,28 @@ def run(options: argparse.Namespace, job: Job) -> int:
     if options.json:
         print(json.dumps(best.to_dict() | {"tried": [r.to_dict() for r in tried]}, indent=1))
     else:
-        console = Console()
-        if len(tried) > 1:
-            console.print(suggest.table(tried))
-        console.print(best.table())
+        _show(*([suggest.table(tried)] if len(tried) > 1 else []), best.table())
     return 0 if best.fits else 1
+
+
+def _run_weak_scaling(options: argparse.Namespace, job: Job) -> int:
+    from jaxpt.sharding.scaling import weak_scaling
+
+    found = weak_scaling(job, topology.parse(options.topology), topology.parse(options.weak_scaling))
+    if options.json:
+        ratios = {"flops": found.flops, "temporaries": found.temporaries, "holds": found.holds}
+        print(json.dumps(ratios | {"small": found.small.to_dict(), "large": found.large.to_dict()}, indent=1))
+    else:
+        _show(found.table())
+    return 0 if found.holds else 1
+
+
+def _show(*tables: Any) -> None:
+    from rich.console import Console
+
+    console = Console()
+    for shown in tables:
+        console.print(shown)
 
 
 def configured(job: Job, options: argparse.Namespace) -> Job:

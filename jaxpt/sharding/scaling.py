@@ -37,7 +37,7 @@ class Scaling:
 
     @property
     def holds(self) -> bool:
-        """Whether neither grows by more than the tolerance."""
+        """Whether neither grows by more than the tolerance; a chip's share of split gradients may shrink."""
         return all(x <= 1 + self.tolerance for x in (self.flops, self.temporaries))
 
     def check(self) -> None:

@@ -7,13 +7,11 @@ import functools
 
 import pytest
 
-from jaxpt import weights
 from jaxpt.layers import block
 from jaxpt.models import decoder
 from jaxpt.optim import adam
 from jaxpt.sharding import topology
 from jaxpt.sharding.aot import Job, compile_job
-from jaxpt.sharding.mesh import MeshConfig
 from jaxpt.sharding.scaling import Scaling
 
 pytestmark = pytest.mark.skipif(
@@ -26,7 +24,6 @@ CFG = decoder.Config(
     width=256,
     heads=2,
     ffn=512,
-    weights=(("blocks/mlp", weights.SparseLowRank(rank=64, density=0.03, multiple=64)),),
     remat="full",
     param_dtype="bfloat16",
     compute_dtype="bfloat16",
@@ -34,8 +31,8 @@ CFG = decoder.Config(
 
 
 def job(chips: int) -> Job:
-    """16 sequences a chip, parameters over 16, so that a chip's share of them is the same on both slices."""
-    return Job(CFG, adam(1e-3), batch=16 * chips, length=128, mesh=MeshConfig(data=-1, fsdp=16))
+    """16 sequences a chip, parameters split over all chips: the layout in which a lost constraint costs most."""
+    return Job(CFG, adam(1e-3), batch=16 * chips, length=256)
 
 
 @functools.cache
@@ -46,14 +43,14 @@ def small():
 def test_the_work_of_a_chip_does_not_grow_with_the_number_of_chips():
     found = Scaling(small(), compile_job(job(256), topology.parse(LARGE)))
     found.check()
-    assert 0.95 < found.flops < 1.05 and 0.95 < found.temporaries < 1.05
+    assert 0.95 < found.flops < 1.05 and found.temporaries < 1.05  # a chip's share of the gradients shrinks
     assert small().fits and small().memory.parameters > 0
 
 
 def test_a_dropped_activation_constraint_is_caught(monkeypatch):
     monkeypatch.setattr(block, "constrain", lambda x, *axes: x)
     found = Scaling(small(), compile_job(job(256), topology.parse(LARGE)))
-    assert not found.holds
+    assert not found.holds and max(found.flops, found.temporaries) > 1.5
     with pytest.raises(ArithmeticError, match="at most 1.05 is allowed. Look for an activation without `constrain`"):
         found.check()
 
