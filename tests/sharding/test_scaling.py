@@ -25,6 +25,7 @@ CFG = decoder.Config(
     heads=2,
     ffn=512,
     remat="full",
+    attention="xla",  # splash attention names its own layout, and hides a constraint that is lost before it
     param_dtype="bfloat16",
     compute_dtype="bfloat16",
 )
