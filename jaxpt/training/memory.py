@@ -3,7 +3,7 @@
 What is passed into a step (parameters, optimizer, fixed arrays, batch) is exact: shapes, formats and the sharding rules
 decide it. What lives inside the step is a model of it, calibrated on programs of the TPU compiler: at its peak a chip holds
 
-    gradients     one in the parameters' format; with microbatches also two float32 sums
+    gradients     one in the parameters' format; with microbatches a second one and a float32 sum
     saved         what the forward pass keeps for the backward pass, by the remat policy
     workspace     the larger of one block's backward pass and the chunked head's, with the weights gathered for them,
                   less what the compiler keeps in the core's own fast memory
@@ -36,8 +36,8 @@ from jaxpt.training.ledger import memory_model
 
 # Values of each kind that a block's backward pass holds at once, per token: of the model width, of the feed-forward width,
 # of the heads (each head's dimension padded to a vector register's 128 lanes). Fitted to compiled programs.
-WIDTHS, FFNS, HEADS = 8.0, 8.0, 10.0
-FAST_MEMORY = 100 * 2**20
+WIDTHS, FFNS, HEADS = 8.0, 10.0, 14.0
+FAST_MEMORY = 128 * 2**20
 LANES = 128
 
 
@@ -103,7 +103,7 @@ def estimate(
         optimizer=_state_bytes(state, spec, share),
         fixed=_bytes(fixed, share),
         batch=3 * 4.0 * rows * accumulate * length,
-        gradients=gradient + (8 * count if accumulate > 1 else 0),
+        gradients=gradient + (gradient + 4 * count if accumulate > 1 else 0),
         saved=_saved(cfg, rows * length, sizes["model"]),
         workspace=max(0.0, _workspace(spec, cfg, rows, length, sizes) - FAST_MEMORY),
     )
