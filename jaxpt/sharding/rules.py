@@ -82,13 +82,14 @@ def over_batch(fn: Callable[..., Array], x: Array, *whole: Array) -> Array:
     mesh = jax.sharding.get_abstract_mesh()
     split = PartitionSpec() if mesh.empty else partition_spec(("batch",), x.shape[:1], dict(mesh.shape))
     names = split[0] if len(split) else None
-    if names is None:
+    chosen = {names} if isinstance(names, str) else set(names or ())
+    if not chosen or chosen & set(mesh.manual_axes):  # nothing to split, or the caller already has
         return fn(x, *whole)
     manual = jax.shard_map(
         fn,
         in_specs=(split, *(PartitionSpec(),) * len(whole)),
         out_specs=split,
-        axis_names={names} if isinstance(names, str) else set(names),
+        axis_names=chosen,
         check_vma=False,  # a kernel's call does not say how its outputs vary over the mesh
     )
     return manual(x, *whole)

@@ -146,7 +146,7 @@ def _saved(cfg: decoder.Config, tokens: int, model: int) -> float:
     n, width = jnp.dtype(cfg.compute_dtype).itemsize, cfg.width
     heads, groups = cfg.heads * cfg.per_head / model, cfg.groups * cfg.per_head / model
     ffn = (2 if gated(cfg.activation) else 1) * cfg.ffn / model
-    per_token = n * width  # the block's input
+    per_token: float = n * width  # the block's input
     if cfg.remat == "dots":  # and every product with a matrix
         per_token += n * (heads + 2 * groups + 2 * width + ffn)
     elif cfg.remat == "none":  # and the norms' float32 values, attention's inputs and output, the activation's parts

@@ -92,6 +92,15 @@ def test_over_batch_is_the_function_itself_without_a_mesh_and_where_rows_cannot_
         assert over_batch(double, jnp.ones(3), jnp.ones(())).tolist() == [3, 3, 3]
 
 
+def test_over_batch_inside_itself_splits_once():
+    def double(x, y):
+        return 2 * x + y
+
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=8))):
+        nested = jax.jit(lambda x, y: over_batch(lambda x, y: over_batch(double, x, y), x, y))
+        assert nested(jnp.ones((8, 2)), jnp.ones(())).tolist() == [[3, 3]] * 8
+
+
 def test_the_number_of_values_is_rounded_down_to_a_multiple():
     assert weights.SparseLowRank(density=0.03).nnz(2048, 2048) == 125829
     assert weights.SparseLowRank(density=0.03, multiple=256).nnz(2048, 2048) == 125696
