@@ -30,6 +30,7 @@ from jaxpt.core import spec as specs
 from jaxpt.models import decoder
 from jaxpt.pretrain import AdamConfig, DataConfig, Pretrain
 from jaxpt.recipe import Claim, Recipe
+from jaxpt.sharding import MeshConfig
 from jaxpt.training import ledger
 from jaxpt.training.run import RunConfig
 from jaxpt.weights import Dense, Form, LowRank, SparseLowRank
@@ -40,7 +41,7 @@ LOOKED_AT = "blocks/mlp/up/kernel"  # the matrix whose spectrum is drawn, in lay
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Setting:
+class Setting(Pretrain):
     """A run, the shape of its matrices, and what is tuned.
 
     Attributes:
@@ -54,13 +55,11 @@ class Setting:
     alpha: float | None = None
     rates: tuple[float, ...] = (3e-3, 6e-3)
     stddevs: tuple[float, ...] = (0.02, 0.3)
-    pretrain: Pretrain
 
 
 def with_form(setting: Setting, form: Form) -> Pretrain:
     """The run with all matrices of the blocks in this form."""
-    model = dataclasses.replace(setting.pretrain.model, weights=((BLOCK_MATRICES, form),))
-    return dataclasses.replace(setting.pretrain, model=model)
+    return dataclasses.replace(setting, model=dataclasses.replace(setting.model, weights=((BLOCK_MATRICES, form),)))
 
 
 def parameters(cfg: Pretrain) -> int:
@@ -79,7 +78,7 @@ def matched_rank(setting: Setting) -> int:
 
 def full_rank(setting: Setting) -> Pretrain:
     """W itself."""
-    return with_form(setting, Dense(setting.pretrain.model.initializer_stddev))
+    return with_form(setting, Dense(setting.model.initializer_stddev))
 
 
 def low_rank(setting: Setting) -> Pretrain:
@@ -160,7 +159,7 @@ def claim(run: Claim) -> Table:
                "moments and indices as the paper counts them.")  # fmt: skip
     gap = np.mean(table.differences("sltrain, density .03", "low rank"))
     table.note(
-        f"At the paper's density .03, here {PAPER_DENSITY * setting.pretrain.model.width:.0f} entries a row, SLTrain's gain "
+        f"At the paper's density .03, here {PAPER_DENSITY * setting.model.width:.0f} entries a row, SLTrain's gain "
         f"over plain low rank of equal rank is {gap:+.4f} bits per byte."
     )
 
@@ -177,15 +176,11 @@ def claim(run: Claim) -> Table:
 TINY = Setting(
     rank=12,
     density=0.15,
-    pretrain=Pretrain(
-        model=decoder.Config(width=96, heads=4, ffn=256, layers=2, vocab_size=259, initializer_stddev=None, unroll=2),
-        data=DataConfig(sequence_length=64, batch_size=16, evaluation_tokens=32_768),
-        run=RunConfig(steps=300),
-    ),
+    model=decoder.Config(width=96, heads=4, ffn=256, layers=2, vocab_size=259, initializer_stddev=None, unroll=2),
+    data=DataConfig(sequence_length=64, batch_size=16, evaluation_tokens=32_768),
+    run=RunConfig(steps=300),
 )
-SMALL = dataclasses.replace(
-    TINY, rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), pretrain=dataclasses.replace(TINY.pretrain, run=RunConfig(steps=700))
-)
+SMALL = dataclasses.replace(TINY, rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), run=RunConfig(steps=700))
 
 
 def paper(width: int, ffn: int, layers: int, heads: int, rank: int, alpha: float, steps: int, warmup: int,
@@ -199,17 +194,22 @@ def paper(width: int, ffn: int, layers: int, heads: int, rank: int, alpha: float
         rank=rank,
         density=density,
         alpha=alpha,
-        pretrain=Pretrain(
-            model=decoder.Config(
-                width=width, heads=heads, ffn=ffn, layers=layers, vocab_size=32_000, norm_eps=1e-6,
-                param_dtype="bfloat16", compute_dtype="bfloat16", remat="full",
-            ),
-            data=DataConfig(corpora=("default-en",), vocabulary="sentencepiece:32000", sequence_length=256,
-                            batch_size=512),
-            optimizer=AdamConfig(rate=3e-3, warmup=warmup / steps, clip=clip),
-            run=RunConfig(steps=steps, evaluate_every=1000, checkpoint_every=1000),
+        model=decoder.Config(
+            width=width,
+            heads=heads,
+            ffn=ffn,
+            layers=layers,
+            vocab_size=32_000,
+            norm_eps=1e-6,
+            param_dtype="bfloat16",
+            compute_dtype="bfloat16",
+            remat="full",
         ),
-    )  # fmt: skip
+        data=DataConfig(corpora=("default-en",), vocabulary="sentencepiece:32000", sequence_length=256, batch_size=512),
+        optimizer=AdamConfig(rate=3e-3, warmup=warmup / steps, clip=clip),
+        run=RunConfig(steps=steps, evaluate_every=1000, checkpoint_every=1000),
+        mesh=MeshConfig(data=1, fsdp=-1),
+    )
 
 
 PRESETS = {

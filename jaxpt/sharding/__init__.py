@@ -2,7 +2,7 @@
 
 from jaxpt.sharding.distributed import initialize, local_rows
 from jaxpt.sharding.mesh import AXES, MeshConfig, make_mesh, platform
-from jaxpt.sharding.rules import RULES, constrain, partition_spec, shardings
+from jaxpt.sharding.rules import RULES, constrain, over_batch, partition_spec, shardings
 
 __all__ = [
     "AXES",
@@ -12,6 +12,7 @@ __all__ = [
     "initialize",
     "local_rows",
     "make_mesh",
+    "over_batch",
     "partition_spec",
     "platform",
     "shardings",

@@ -6,7 +6,7 @@ dimension the mesh axes do not divide, or whose mesh axes another dimension of t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -24,7 +24,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("model",),
     "vocab": ("model",),
     "positions": (),
-    "rank": (),
+    "rank": ("fsdp",),
     "nonzeros": ("fsdp",),
     "norm": (),
     "experts": ("expert",),
@@ -71,6 +71,28 @@ def shardings(spec: PyTree, mesh: Mesh) -> PyTree:
         return NamedSharding(mesh, partition_spec(s.axes, s.shape, dict(mesh.shape)))
 
     return jax.tree.map(one, spec)
+
+
+def over_batch(fn: Callable[..., Array], x: Array, *whole: Array) -> Array:
+    """fn(x, *whole) on each device's own rows of x [B, ...], with `whole` gathered first; fn(x, *whole) without a mesh.
+
+    For a function of rows whose other operands are far smaller than what it makes of them: their gradients are summed
+    over the rows of a device before anything is sent. Left to the compiler, what is made of them is sent instead.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    split = PartitionSpec() if mesh.empty else partition_spec(("batch",), x.shape[:1], dict(mesh.shape))
+    names = split[0] if len(split) else None
+    chosen = {names} if isinstance(names, str) else set(names or ())
+    if not chosen or chosen & set(mesh.manual_axes):  # nothing to split, or the caller already has
+        return fn(x, *whole)
+    manual = jax.shard_map(
+        fn,
+        in_specs=(split, *(PartitionSpec(),) * len(whole)),
+        out_specs=split,
+        axis_names=chosen,
+        check_vma=False,  # a kernel's call does not say how its outputs vary over the mesh
+    )
+    return manual(x, *whole)
 
 
 def constrain(x: Array, *axes: str | None) -> Array:

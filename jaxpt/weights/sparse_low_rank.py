@@ -18,6 +18,7 @@ from flax import struct
 from jaxpt.core.spec import array, uniform_fan_in, zeros
 from jaxpt.core.trees import fixed, static
 from jaxpt.core.types import Array, Float, Int, PRNGKeyArray
+from jaxpt.sharding.rules import over_batch
 from jaxpt.weights.base import Cost, Form, Matrix, stack_axes
 from jaxpt.weights.low_rank import truncated_svd
 from pallas_kernels.sparse_low_rank import densify, sparse_low_rank
@@ -40,7 +41,7 @@ class SparseLowRankMatrix(Matrix):
 
     def apply(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         b, a, v = (t.astype(x.dtype) for t in (self.b, self.a * self.scale, self.v))
-        return sparse_low_rank(x, b, a, v, self.support)
+        return over_batch(sparse_low_rank, x, b, a, v, self.support)
 
     def dense(self) -> Float[Array, "*L O I"]:
         one_layer = densify
@@ -58,12 +59,15 @@ class SparseLowRankMatrix(Matrix):
 class SparseLowRank(Form):
     """Rank, density of S, and alpha (scale = alpha / rank; 1 where alpha is None).
 
+    `multiple` makes the number of values divisible, so that they can be split over as many devices.
+
     From a dense W: S holds W - L on a fresh random support, L the truncated SVD of W.
     """
 
     rank: int = 8
     density: float = 0.03
     alpha: float | None = None
+    multiple: int = 1
 
     @property
     def scale(self) -> float:
@@ -71,10 +75,10 @@ class SparseLowRank(Form):
         return 1.0 if self.alpha is None or self.rank == 0 else self.alpha / self.rank
 
     def nnz(self, out_size: int, in_size: int) -> int:
-        """int(density * out * in), as the authors round."""
+        """int(density * out * in), as the authors round, then down to a multiple of `multiple`."""
         if not 0 <= self.density <= 1:
             raise ValueError(f"density {self.density} is not between 0 and 1")
-        return int(self.density * out_size * in_size)
+        return int(self.density * out_size * in_size) // self.multiple * self.multiple
 
     def spec(
         self, out_size: int, in_size: int, axes: tuple[str, str], stack: Sequence[int] = (), dtype: str = "float32"

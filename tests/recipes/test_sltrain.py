@@ -18,8 +18,8 @@ from jaxpt.training import ledger
 from recipes import sltrain
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = ["pretrain.model.width=16", "pretrain.model.heads=2", "pretrain.model.ffn=24", "pretrain.run.steps=4", "rank=2"]
-TINY += ["pretrain.data.sequence_length=32", "pretrain.data.batch_size=4", "pretrain.data.evaluation_tokens=2000"]
+TINY = ["model.width=16", "model.heads=2", "model.ffn=24", "run.steps=4", "rank=2"]
+TINY += ["data.sequence_length=32", "data.batch_size=4", "data.evaluation_tokens=2000"]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_claim_killed_and_typed_again_says_what_an_uninterrupted_one_says(tmp_
 def test_train_goes_on_and_a_mistake_is_one_line(tmp_path, cache, monkeypatch, capsys):
     monkeypatch.setenv("JAXPT_CACHE", cache["JAXPT_CACHE"])
     recipe = recipes.load("sltrain")
-    arguments = ["train", "--out", str(tmp_path / "run"), *TINY, "pretrain.run.tensorboard=false"]
+    arguments = ["train", "--out", str(tmp_path / "run"), *TINY, "run.tensorboard=false"]
     assert recipe.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "step 4/4" in printed
@@ -122,11 +122,11 @@ def test_train_goes_on_and_a_mistake_is_one_line(tmp_path, cache, monkeypatch, c
     for wrong, message in (
         (["train", "--preset", "tyni"], "unknown preset of sltrain 'tyni'; did you mean 'tiny'?"),
         (["train", "--arm", "sltrian"], "did you mean 'sltrain'?"),
-        (["train", "pretrain.model.widht=8"], "did you mean 'pretrain.model.width'?"),
-        (["train", "pretrain.model.width=8.5"], "should be a int"),
+        (["train", "model.widht=8"], "did you mean 'model.width'?"),
+        (["train", "model.width=8.5"], "should be a int"),
         (["claim", "--seeds", "0"], "need --seeds >= 1"),
-        ([*arguments, "pretrain.optimizer.rate=1.0"], "holds checkpoints of another run"),
-        (["train", "pretrain.model.vocab_size=100", *TINY, "--out", str(tmp_path / "b")], "model.vocab_size=384"),
+        ([*arguments, "optimizer.rate=1.0"], "holds checkpoints of another run"),
+        (["train", "model.vocab_size=100", *TINY, "--out", str(tmp_path / "b")], "model.vocab_size=384"),
     ):
         assert recipe.main(wrong) == 2
         error = capsys.readouterr().err
