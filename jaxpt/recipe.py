@@ -1,12 +1,17 @@
 """What a recipe is: a paper's presets, its claim, and one command line for all of them.
 
-RECIPE = Recipe(paper=9, name="sltrain", ..., presets={"tiny": TINY}, arms=ARMS, claim=claim)
-if __name__ == "__main__":
-    sys.exit(RECIPE.main())
+    RECIPE = Recipe(paper=9, name="sltrain", ..., presets={"tiny": TINY}, arms=ARMS, claim=claim)
+    if __name__ == "__main__":
+        sys.exit(RECIPE.main())
 
-python -m recipes.NAME claim   [--preset P] [--seeds N] [--workers N] [--out DIR] [key=value ...]
-python -m recipes.NAME train   [--preset P] [--arm A] [--out DIR] [key=value ...]
-python -m recipes.NAME presets [--preset P]
+What a user types:
+
+    python -m recipes.NAME claim   [--preset P] [--seeds N] [--workers N] [--out DIR] [key=value ...]
+    python -m recipes.NAME train   [--preset P] [--arm A] [--out DIR] [key=value ...]
+    python -m recipes.NAME compile [--preset P] [--arm A] --topology v5e:4x8 [--suggest] [key=value ...]
+    python -m recipes.NAME presets [--preset P]
+
+Keys are dotted fields of the preset; one that does not exist is an error that names the nearest.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from jaxpt.core.files import write_json, write_text
 from jaxpt.core.names import nearest_error
 from jaxpt.data.prepare import prepared
 from jaxpt.pretrain import Pretrain
+from jaxpt.sharding import aot, distributed
 
 COMMITTED = Path(__file__).resolve().parent.parent / "docs" / "claims"
 
@@ -151,7 +157,7 @@ def _parser(recipe: Recipe) -> argparse.ArgumentParser:
         epilog="Settings are changed by dotted keys: model.width=128 optimizer.rate=1e-3. An unknown key is an error.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(required=True, metavar="claim|train|presets")
+    commands = parser.add_subparsers(required=True, metavar="claim|train|compile|presets")
 
     claim = commands.add_parser("claim", help="the small experiment against its tuned baselines", allow_abbrev=False)
     claim.add_argument("--preset", default="tiny", help=f"one of {', '.join(recipe.presets)}")
@@ -164,7 +170,14 @@ def _parser(recipe: Recipe) -> argparse.ArgumentParser:
     train.add_argument("--preset", default="tiny", help=f"one of {', '.join(recipe.presets)}")
     train.add_argument("--arm", default=recipe.method, help=f"one of {', '.join(map(repr, recipe.arms))}")
     train.add_argument("--out", type=Path, help=f"folder of the run (runs/{recipe.name}/PRESET-ARM)")
+    distributed.add_arguments(train)
     train.set_defaults(run=_train)
+
+    ahead = commands.add_parser("compile", help="the training step for a TPU slice, without one", allow_abbrev=False)
+    ahead.add_argument("--preset", default="tiny", help=f"one of {', '.join(recipe.presets)}")
+    ahead.add_argument("--arm", default=recipe.method, help=f"one of {', '.join(map(repr, recipe.arms))}")
+    aot.add_arguments(ahead)
+    ahead.set_defaults(run=_compile)
 
     presets = commands.add_parser("presets", help="the resolved settings as JSON", allow_abbrev=False)
     presets.add_argument("--preset", help="only this one")
@@ -186,6 +199,7 @@ def _claim(recipe: Recipe, options: argparse.Namespace, changes: Mapping[str, st
 def _train(recipe: Recipe, options: argparse.Namespace, changes: Mapping[str, str]) -> int:
     from jaxpt import pretrain
 
+    distributed.initialize(options.coordinator, options.num_processes, options.process_id)
     setting = recipe.preset(options.preset, changes)
     folder = options.out or Path("runs") / recipe.name / f"{options.preset}-{reporting.slug(options.arm)}"
     result = pretrain.run(pretrain.at(recipe.arm(options.arm)(setting), folder))
@@ -193,6 +207,21 @@ def _train(recipe: Recipe, options: argparse.Namespace, changes: Mapping[str, st
         print(f"{name:28s} {value:,.4f}" if isinstance(value, float) else f"{name:28s} {value:,}")
     print(f"files: {folder}   curves: tensorboard --logdir {folder / 'tensorboard'}")
     return 0
+
+
+def _compile(recipe: Recipe, options: argparse.Namespace, changes: Mapping[str, str]) -> int:
+    cfg = recipe.arm(options.arm)(recipe.preset(options.preset, changes))
+    job = aot.Job(
+        cfg.model,
+        cfg.optimizer.make(cfg.run.steps),
+        batch=cfg.data.batch_size,
+        length=cfg.data.sequence_length,
+        accumulate=cfg.accumulate,
+        clip=cfg.optimizer.clip,
+        mesh=cfg.mesh,
+        name=f"{recipe.name} {options.preset}, {options.arm}",
+    )
+    return aot.run(options, job)
 
 
 def _presets(recipe: Recipe, options: argparse.Namespace, changes: Mapping[str, str]) -> int:

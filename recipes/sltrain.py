@@ -4,6 +4,7 @@ Every attention and feed-forward matrix is W = (alpha/r) B A + S, S trained on a
 
     python -m recipes.sltrain claim                      # under 3 minutes on two CPU cores
     python -m recipes.sltrain claim --preset small       # more updates and a finer grid: the committed result
+    python -m recipes.sltrain compile --preset paper_1b --topology v5e:4x8
     python -m recipes.sltrain train --preset paper_60m data.corpora=files:/c4/*.jsonl.gz data.vocabulary=/t5/spiece.model
 
 Claim: at equal parameters, SLTrain beats a plain low-rank factorisation; the paper's main table has it close to full
@@ -47,12 +48,14 @@ class Setting(Pretrain):
     Attributes:
       rank, density: r, and the share of entries in S.
       alpha: the scale of B A is alpha / r; 1 where it is None.
+      multiple: the number of S's values is rounded down to one of these, so that so many chips share them.
       rates, stddevs: the grid of peak learning rates and of the embedding's initial standard deviation.
     """
 
     rank: int
     density: float
     alpha: float | None = None
+    multiple: int = 1
     rates: tuple[float, ...] = (3e-3, 6e-3)
     stddevs: tuple[float, ...] = (0.02, 0.3)
 
@@ -93,12 +96,12 @@ def low_rank_matched(setting: Setting) -> Pretrain:
 
 def sltrain(setting: Setting) -> Pretrain:
     """W = (alpha/r) B A + S."""
-    return with_form(setting, SparseLowRank(setting.rank, setting.density, setting.alpha))
+    return with_form(setting, SparseLowRank(setting.rank, setting.density, setting.alpha, setting.multiple))
 
 
 def sltrain_sparse(setting: Setting) -> Pretrain:
     """The same at the paper's density."""
-    return with_form(setting, SparseLowRank(setting.rank, PAPER_DENSITY, setting.alpha))
+    return with_form(setting, SparseLowRank(setting.rank, PAPER_DENSITY, setting.alpha, setting.multiple))
 
 
 ARMS = {
@@ -194,6 +197,7 @@ def paper(width: int, ffn: int, layers: int, heads: int, rank: int, alpha: float
         rank=rank,
         density=density,
         alpha=alpha,
+        multiple=256,
         model=decoder.Config(
             width=width,
             heads=heads,

@@ -49,7 +49,7 @@ class Guard:
         global _runs
         _runs += 1  # the same on all processes: they run the same program
         self.index, self.count = jax.process_index(), jax.process_count()
-        self._client = coordination() if self.count > 1 else None
+        self._client: Any = coordination() if self.count > 1 else None
         self._watchdog = (HOST_WATCHDOG if self.count > 1 else 0.0) if watchdog is None else watchdog
         self._peer_timeout, self._advice, self._prefix = peer_timeout, advice, f"jaxpt/run{_runs}"
         self._period = min(2.0, peer_timeout / 4, self._watchdog / 4 if self._watchdog else 2.0)

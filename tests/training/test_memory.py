@@ -39,7 +39,7 @@ def estimate(cfg, batch=512, fsdp=1, accumulate=1, **sizes):
     )
 
 
-# MiB of what is passed in and of temporaries, as compiled for v5e by scripts/compile_sltrain.py (libtpu 0.0.42.1).
+# MiB of what is passed in and of temporaries, as compiled for v5e by `python -m recipes.sltrain compile` (libtpu 0.0.42.1).
 COMPILED = [
     ("1b", "full", 512, 32, 1, 241.2, 1650.9),  # v5e:4x8
     ("1b", "sltrain", 512, 32, 1, 120.7, 1582.7),  # v5e:4x8
