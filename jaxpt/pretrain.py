@@ -32,7 +32,7 @@ from jaxpt.evaluate.bits_per_byte import Scorer, bits_per_byte, make_scorer
 from jaxpt.models import decoder
 from jaxpt.objectives import causal_lm
 from jaxpt.objectives.base import Losses
-from jaxpt.sharding import MeshConfig, make_mesh
+from jaxpt.sharding import MeshConfig, local_rows, make_mesh
 from jaxpt.training import ledger
 from jaxpt.training import state as states
 from jaxpt.training.events import Scheduled
@@ -188,11 +188,11 @@ class Data:
     train: TokenRecords
     validation: TokenRecords
 
-    def loader(self, seed: int | None = None) -> Loader:
-        """The batches of this process."""
+    def loader(self, mesh: Mesh | None = None, seed: int | None = None) -> Loader:
+        """The batches, of which this process reads the rows that its devices of the mesh need."""
         packing = pack(self.train, self.cfg.sequence_length, self.cfg.packing)  # type: ignore[arg-type]
-        where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return single_source(self.train, packing, self.cfg.batch_size, self.cfg.seed if seed is None else seed, **where)
+        size, seed = self.cfg.batch_size, self.cfg.seed if seed is None else seed
+        return single_source(self.train, packing, size, seed, rows=local_rows(mesh, size))
 
     def evaluation(self, score: Scorer, part: Part = "all") -> Callable[[Params], dict[str, float]]:
         """Parameters -> bits per byte and its relatives on held-out documents."""
@@ -232,7 +232,7 @@ def run(cfg: Pretrain, job: Job | None = None, events: Sequence[Scheduled] = ())
         cfg.run,
         job.step,
         job.create(),
-        data.loader(),
+        data.loader(job.mesh),
         events=events,
         evaluate=data.evaluation(job.score),
         flops_per_step=flops_per_step(cfg),

@@ -45,7 +45,7 @@ def score(cfg: Pretrain, *, rate: float, seed: int, look: Look | None = None) ->
     quiet = dataclasses.replace(cfg.run, out=None, quiet=True, log_every=max(1, cfg.run.steps // 60))
     flops = pretrain.flops_per_step(cfg)
     try:
-        result = train(quiet, job.step, state, data.loader(seed=seed), flops_per_step=flops)
+        result = train(quiet, job.step, state, data.loader(job.mesh, seed=seed), flops_per_step=flops)
     except NonFiniteError as error:  # a rate that is too high is a result, not an accident
         return Trial(math.inf, math.inf, {}, [], time.perf_counter() - start, {"diverged": str(error)})
     params = result.state.params
