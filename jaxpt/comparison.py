@@ -28,7 +28,7 @@ from typing import Any
 
 from jaxpt.core import config
 from jaxpt.core.files import write_json
-from jaxpt.core.processes import die_with_parent
+from jaxpt.core.processes import die_with_parent, huge_pages
 
 Point = tuple[tuple[str, float], ...]  # names and values of the tuned hyperparameters
 Job = tuple[str, Point, int]  # arm, point, seed
@@ -207,6 +207,7 @@ class Pool:
     def __init__(self, trial: Callable[..., Trial], store: TrialStore, setting: Any, workers: int, total: int) -> None:
         self.trial, self.store, self.setting, self.total = trial, store, setting, total
         self.finished, self.start = 0, time.monotonic()
+        os.environ.update(huge_pages())  # for the workers: it takes effect when a process starts
         self.executors = [
             ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(i,))
             for i in range(workers)

@@ -30,6 +30,7 @@ from jaxpt.comparison import Table, Trial
 from jaxpt.core import config
 from jaxpt.core.files import write_json, write_text
 from jaxpt.core.names import nearest_error
+from jaxpt.core.processes import restart_with_huge_pages
 from jaxpt.data.prepare import prepared
 from jaxpt.pretrain import Pretrain
 from jaxpt.sharding import aot, distributed
@@ -98,6 +99,8 @@ class Recipe:
         """The command line; a user's mistake is one line on stderr and exit code 2."""
         parser = _parser(self)
         options, rest = parser.parse_known_args(arguments)
+        if arguments is None and options.run is _train:
+            restart_with_huge_pages()
         try:
             return options.run(self, options, config.parse_overrides(rest))
         except (ValueError, OSError, ImportError, RuntimeError) as error:

@@ -28,6 +28,7 @@ import numpy as np
 
 from jaxpt import pretrain
 from jaxpt.core import spec
+from jaxpt.core.processes import restart_with_huge_pages
 from jaxpt.models import decoder
 from jaxpt.pretrain import AdamConfig, DataConfig, Pretrain
 from jaxpt.training.metrics import peak_flops
@@ -216,4 +217,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # as the recipes' command line does; PyTorch has them too
     main()
