@@ -225,11 +225,16 @@ def encode_pair(vocabulary: Vocabulary, context: str, continuation: str) -> Requ
     """The request of a pair of texts, as lm-evaluation-harness cuts it.
 
     Spaces at the end of the context belong to the continuation; both are encoded together and cut where the context
-    alone ends, so that a token across the border counts for the continuation.
+    alone ends, so that a token across the border counts for the continuation, which keeps at least the last token.
+
+    Raises:
+      ValueError: a continuation without tokens.
     """
     left = context.rstrip()
     together = vocabulary.encode(context + continuation)
-    border = len(vocabulary.encode(left)) if left else 0
+    if len(continuation) + len(context) == len(left) or not together:
+        raise ValueError(f"there is nothing to score in {continuation!r} after {context[-40:]!r}")
+    border = min(len(vocabulary.encode(left)) if left else 0, len(together) - 1)
     return Request([vocabulary.bos_id, *together[:border]], together[border:])
 
 
