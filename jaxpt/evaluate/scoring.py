@@ -224,18 +224,21 @@ def on_texts(score: ScoreTokens, vocabulary: Vocabulary) -> ScoreTexts:
 def encode_pair(vocabulary: Vocabulary, context: str, continuation: str) -> Request:
     """The request of a pair of texts, as lm-evaluation-harness cuts it.
 
-    Spaces at the end of the context belong to the continuation; both are encoded together and cut where the context
-    alone ends, so that a token across the border counts for the continuation, which keeps at least the last token.
+    Spaces at the end of the context belong to the continuation. The continuation is what the encoding of both together has
+    beyond as many tokens as the context alone has, so that a token across the border counts for it; the context is as it
+    is encoded alone. Where nothing would be left (the harness stops there), the last token of both together is scored.
 
     Raises:
       ValueError: a continuation without tokens.
     """
     left = context.rstrip()
+    alone = vocabulary.encode(left) if left else []
     together = vocabulary.encode(context + continuation)
-    if len(continuation) + len(context) == len(left) or not together:
+    if len(context + continuation) == len(left) or not together:
         raise ValueError(f"there is nothing to score in {continuation!r} after {context[-40:]!r}")
-    border = min(len(vocabulary.encode(left)) if left else 0, len(together) - 1)
-    return Request([vocabulary.bos_id, *together[:border]], together[border:])
+    if len(alone) >= len(together):
+        alone = together[:-1]
+    return Request([vocabulary.bos_id, *alone], together[len(alone) :])
 
 
 def _power_of_two(n: int, up: bool) -> int:
