@@ -88,8 +88,8 @@ def write_tasks(folder: Path, items: list[dict[str, Any]], texts: list[str]) -> 
         (folder / f"{task['task']}.yaml").write_text("\n".join(lines) + "\n")
 
 
-def model(tokens: Any) -> Any:
-    """The harness's own Hugging Face model around the golden LLaMA."""
+def model(tokens: Any, bos: bool) -> Any:
+    """The harness's own Hugging Face model around the golden LLaMA; with `bos`, contexts begin with BOS."""
     import torch
     import transformers as hf
     from lm_eval.models.huggingface import HFLM
@@ -109,7 +109,9 @@ def model(tokens: Any) -> Any:
     fast = hf.PreTrainedTokenizerFast(
         tokenizer_object=with_bos(tokens), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>"
     )
-    return HFLM(pretrained=llama.eval(), tokenizer=fast, max_length=LENGTH, batch_size=16, device="cpu", add_bos_token=True)
+    return HFLM(
+        pretrained=llama.eval(), tokenizer=fast, max_length=LENGTH, batch_size=16, device="cpu", add_bos_token=bos
+    )
 
 
 def with_bos(tokens: Any) -> Any:
@@ -122,24 +124,29 @@ def with_bos(tokens: Any) -> Any:
     return found
 
 
-def evaluate(lm: Any, items: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
-    """Accuracies, and the log-likelihood and greedy flag of every request in the order of the items."""
+def evaluate(tokens: Any, items: list[dict[str, Any]], texts: list[str]) -> dict[str, Any]:
+    """Accuracies, and the log-likelihood and greedy flag of every request in the order of the items.
+
+    Rolling windows have BOS as their first context anyway; a tokenizer that adds one would have it scored as text.
+    """
     import lm_eval
     from lm_eval.tasks import TaskManager
 
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         write_tasks(Path(folder), items, texts)
         manager = TaskManager(include_path=folder, include_defaults=False)
-        found = lm_eval.simple_evaluate(
-            model=lm, tasks=["questions", "texts"], task_manager=manager, log_samples=True, bootstrap_iters=0
-        )
-    samples = sorted(found["samples"]["questions"], key=lambda s: s["doc_id"])
-    rolling = sorted(found["samples"]["texts"], key=lambda s: s["doc_id"])
+        for task, bos in (("questions", True), ("texts", False)):
+            found[task] = lm_eval.simple_evaluate(
+                model=model(tokens, bos), tasks=[task], task_manager=manager, log_samples=True, bootstrap_iters=0
+            )
+    samples = sorted(found["questions"]["samples"]["questions"], key=lambda s: s["doc_id"])
+    rolling = sorted(found["texts"]["samples"]["texts"], key=lambda s: s["doc_id"])
     return {
-        "accuracies": {m: found["results"]["questions"][f"{m},none"] for m in METRICS},
+        "accuracies": {m: found["questions"]["results"]["questions"][f"{m},none"] for m in METRICS},
         "log_likelihoods": [[float(r[0][0]) for r in s["resps"]] for s in samples],
         "greedy": [[str(r[0][1]) == "True" for r in s["resps"]] for s in samples],
-        "bits_per_byte": found["results"]["texts"]["bits_per_byte,none"],
+        "bits_per_byte": found["texts"]["results"]["texts"]["bits_per_byte,none"],
         "rolling": [_number(s["resps"][0][0]) for s in rolling],
     }
 
@@ -157,7 +164,7 @@ def main() -> None:
     tokens, rng = tokenizer(), np.random.default_rng(0)
     items = questions(rng, tokens)
     texts = [" ".join(sentence(rng, 6) for _ in range(1 + index)) for index in range(30)]
-    result = evaluate(model(tokens), items, texts)
+    result = evaluate(tokens, items, texts)
     import lm_eval
 
     head = {"lm_eval": lm_eval.__version__, "tokenizer": json.loads(tokens.to_str()), "items": items, "texts": texts}
