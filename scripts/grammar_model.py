@@ -2,9 +2,9 @@
 
     python scripts/grammar_model.py [--seeds 3] [--steps 1000] [--out docs/grammar_model.json]
 
-Sentences of the corpus never have the content words of a test pair in the same order. One column of the table per scorer: the
-grammar itself (inside probability), n-gram models of the same corpus, the untrained model, and the model during training (mean
-over seeds). About three minutes a seed on two CPU cores.
+Sentences of the corpus never have the content words of a test pair in the same order. One column of the table per scorer:
+the grammar itself (inside probability), n-gram models of the same corpus, the untrained model, and the model during training
+(mean over seeds). About three minutes a seed on two CPU cores.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def main() -> None:
     result = report.to_dict() | {
         "parameters": spec.count(decoder.spec(cfg)), "sentences": args.sentences, "steps": args.steps,
         "rate": args.rate, "tokens": sum(len(s) - 1 for s in sentences), "seconds": round(time.perf_counter() - start),
-        "machine": f"{platform.machine()}, JAX {jax.__version__}, {jax.default_backend()}", "values": found, "by_seed": by_seed,
+        "machine": f"{platform.machine()}, JAX {jax.__version__}, {jax.default_backend()}",
+        "values": found, "by_seed": by_seed,
     }  # fmt: skip
     write_json(args.out, result)
     print(table(found))

@@ -42,7 +42,7 @@ class Example:
 class Task:
     """Attributes:
     classes: 1 for a number to regress.
-    metric: "accuracy"; "f1": mean of F1 of class 1 and accuracy; "matthews"; "correlation": mean of Pearson's and Spearman's.
+    metric: "accuracy"; "f1": mean of F1 of class 1 and accuracy; "matthews"; "correlation": Pearson's and Spearman's mean.
     """
 
     name: str

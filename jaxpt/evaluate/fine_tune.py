@@ -113,9 +113,8 @@ def fine_tune(
     grid = grid or Grid()
     settings = list(itertools.product(grid.batch_sizes, grid.epochs, grid.rates))
     if not settings or not seeds or max(grid.batch_sizes) > len(task.train):
-        raise ValueError(
-            f"{len(settings)} settings, {len(seeds)} seeds, {len(task.train)} examples, batches of {grid.batch_sizes}"
-        )
+        given = f"{len(settings)} settings, {len(seeds)} seeds, {len(task.train)} examples"
+        raise ValueError(f"cannot fine-tune with {given} and batches of {grid.batch_sizes}")
     trainer = _Trainer(features, params, width, task, encode, grid)
     runs = [trainer.run(rate, epochs, size, seeds[0]) for size, epochs, rate in settings]
     best = max(runs, key=lambda r: r.value)

@@ -1,9 +1,9 @@
 """In-context learning: prompts whose best possible answer is known, so that a curve has an exact upper bound.
 
-    linear_regression(predict, dim=8, pairs=32)          # squared error by number of pairs; least squares is the oracle
-    symbol_mapping(logits, vocab_size)                   # accuracy by number of shots; the oracle remembers what it has seen
-    induction(nats, vocab_size)                          # a random sequence said twice; the oracle loses nothing the second time
-    order_sensitivity(logits, vocab_size)                # sd of accuracy over orders of the same examples
+    linear_regression(predict, dim=8, pairs=32)     # squared error by number of pairs; least squares is the oracle
+    symbol_mapping(logits, Mapping())               # accuracy by number of shots; the oracle remembers what it has seen
+    induction(nats, vocabulary=64, period=32)       # a random sequence said twice; the oracle knows the second copy
+    order_sensitivity(logits, Mapping())            # sd of accuracy over orders of the same examples
 
 Every probe draws its prompts from a seed, by default 256 of them; run three seeds. A model is a function of prompts alone:
 

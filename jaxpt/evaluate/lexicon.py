@@ -187,8 +187,9 @@ def small() -> Lexicon:
 
     transitive = known.verbs_of("transitive")
     strong = [v for v in transitive if v.past != v.participle][:10]
-    verbs = (*strong, *[v for v in transitive if v.past == v.participle][:14])
-    verbs = (*verbs, *known.verbs_of("intransitive")[:12], *known.verbs_of("cognitive")[:4])
+    weak = [v for v in transitive if v.past == v.participle][:14]
+    chosen = {*strong, *weak, *known.verbs_of("intransitive")[:12], *known.verbs_of("cognitive")[:4]}
+    verbs = tuple(v for v in known.verbs if v in chosen)
     return Lexicon((*first("m", 10), *first("f", 10), *first("a", 12), *first("i", 18)), verbs, known.adjectives[:14])
 
 

@@ -109,8 +109,8 @@ def _templates() -> dict[str, list[Template]]:
         ],
         "reflexive agreement": _reflexives(),
         "negative polarity": [
-            ((no, licensed_not), f"N[a,{n}]", HAVE[n], "ever", "Vt[part]", "NP[x]", ".")
-            for n, no, licensed_not in (("sg", "no", "every"), ("pl", "no", "all"), ("sg", "no", "each"), ("pl", "no", "most"))
+            (("no", other), f"N[a,{n}]", HAVE[n], "ever", "Vt[part]", "NP[x]", ".")
+            for n, other in (("sg", "every"), ("pl", "all"), ("sg", "each"), ("pl", "most"))
         ],
         "irregular participle": [
             *((f"NP[a,{n}]", HAVE[n], ("Vs[part]", "Vs[past]"), "NP[x]", ".") for n in NUMBERS),
