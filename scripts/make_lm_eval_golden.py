@@ -2,7 +2,7 @@
 
     pip install -e ".[oracle,lm-eval]" && python scripts/make_lm_eval_golden.py
 
-The weights are those of tests/golden/decoder_llama.npz, run by PyTorch; the harness tokenises, cuts, pads, scores and counts.
+The weights are those of tests/golden/decoder_llama.npz, run by PyTorch; the harness tokenises, cuts, pads, scores, counts.
 200 generated questions with two to four choices, with accents, spaces at the end of contexts and contexts longer than
 the model reads, and 30 texts scored in rolling windows. Nothing is downloaded.
 """

@@ -153,7 +153,7 @@ def candidates() -> Lexicon:
 def from_text(
     texts: Iterable[str], *, at_least: int = 5, nouns: int = 200, verbs: int = 120, fewest: int = 4
 ) -> Lexicon:
-    """The candidates all of whose forms occur/occurs/occurred `at_least` times in the texts, the most frequent `nouns` and `verbs` of them.
+    """The candidates all of whose forms occur `at_least` times in the texts, the most frequent `nouns` and `verbs` of them.
 
     Raises:
       DataError: fewer than `fewest` words are left of a kind that the grammar needs.

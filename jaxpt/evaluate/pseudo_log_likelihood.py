@@ -4,7 +4,7 @@
     pair_accuracy(score, pairs)                                   # in a column of its own: not a likelihood
     region_accuracy(masked_logits, params, vocabulary, pairs, mask_id=..., max_length=128)
 
-The encoder is any function `masked_logits(params, ids [B, S], segment_ids [B, S]) -> [B, S, V]`, with segment_ids 0 at padding.
+The encoder is any `masked_logits(params, ids [B, S], segment_ids [B, S]) -> [B, S, V]`; segment_ids are 0 at padding.
 
 token   the token alone is masked
 word    and what follows it in its word, so that the rest of a long word does not give it away (arXiv 2305.10588)

@@ -89,7 +89,9 @@ def test_neighbouring_words_give_away_what_is_local_and_nothing_else():
     sequences = [vocabulary.encode(t) for t in corpus(grammar, lexicon, 30_000, seed=0)]
     some = [p for name in LOCAL + LONG_DISTANCE for p in pairs()[name][:250]]
     for order in (2, 3):
-        report = pair_accuracy(on_texts(ngram.train(sequences, vocabulary.size, order, vocabulary.bos_id), vocabulary), some)
+        report = pair_accuracy(
+            on_texts(ngram.train(sequences, vocabulary.size, order, vocabulary.bos_id), vocabulary), some
+        )
         assert all(report[f"accuracy/{name}"] >= 0.9 for name in LOCAL), report
         assert all(report[f"accuracy/{name}"] <= 0.6 for name in LONG_DISTANCE), report
 
@@ -108,7 +110,11 @@ def test_content_words_of_the_test_are_in_the_corpus_but_not_together():
 
 def test_inside_probabilities_sum_to_one_and_are_those_of_the_samples():
     small = Grammar(
-        {"S": [(1, ("A", "S2")), (3, ("A",))], "S2": [(1, ("b", "A")), (1, ("b",))], "A": [(1, ("W",)), (1, ("W", "b"))]},
+        {
+            "S": [(1, ("A", "S2")), (3, ("A",))],
+            "S2": [(1, ("b", "A")), (1, ("b",))],
+            "A": [(1, ("W",)), (1, ("W", "b"))],
+        },
         {"W": ("a", "c")},
     )
     sentences = [s for n in range(1, 6) for s in itertools.product("abc", repeat=n)]
@@ -222,6 +228,8 @@ def test_missing_files_and_nan_are_refused(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'contexts'"):
         load_ewok(tmp_path, compare="context")
     with pytest.raises(ValueError, match="pair 0 is NaN"):
-        pair_accuracy(lambda t: Scores(np.full(len(t), np.nan), np.zeros(len(t)), np.ones(len(t))), [Pair("a", "b", "x")])
+        pair_accuracy(
+            lambda t: Scores(np.full(len(t), np.nan), np.zeros(len(t)), np.ones(len(t))), [Pair("a", "b", "x")]
+        )
     with pytest.raises(ValueError, match="no pairs"):
         pair_accuracy(uniform, [])

@@ -42,7 +42,7 @@ def naive(request, max_length):
 
 
 def test_log_likelihoods_are_those_of_a_loop_without_padding():
-    given = requests(12) + [Request([5], [7]), Request([1] * 90, [3, 4])]  # the last loses the left of its context
+    given = [*requests(12), Request([5], [7]), Request([1] * 90, [3, 4])]  # the last loses the left of its context
     found = Scorer(TOKENS, 64)(params(), given)
     expected = [naive(r, 64) for r in given]
     np.testing.assert_allclose(found.log_likelihood, [x for x, _ in expected], rtol=1e-5)
