@@ -24,6 +24,9 @@ def masked_logits(params, ids, segments):
     return decoder.apply(params, ids, CFG, mask=masks.full(segments))
 
 
+compiled = jax.jit(masked_logits)
+
+
 @functools.cache
 def params():
     return decoder.init(jax.random.key(0), CFG)
@@ -36,7 +39,7 @@ def by_hand(text, hidden_at):
     for i in range(1, len(ids) - 1):
         inputs = ids.copy()
         inputs[hidden_at(i)] = MASK
-        logits = masked_logits(params(), jnp.array(inputs)[None], jnp.ones((1, len(ids)), jnp.int32))
+        logits = compiled(params(), jnp.array(inputs)[None], jnp.ones((1, len(ids)), jnp.int32))
         total += float(jax.nn.log_softmax(logits[0, i])[ids[i]])
     return total
 
@@ -65,7 +68,7 @@ def test_a_context_is_seen_but_not_scored():
     total = 0.0
     for i in (3, 4):
         inputs = np.where(np.arange(6) == i, MASK, ids)
-        logits = masked_logits(params(), jnp.array(inputs)[None], jnp.ones((1, 6), jnp.int32))
+        logits = compiled(params(), jnp.array(inputs)[None], jnp.ones((1, 6), jnp.int32))
         total += float(jax.nn.log_softmax(logits[0, i])[ids[i]])
     assert found.log_likelihood[0] == pytest.approx(total, rel=1e-5) and found.tokens.tolist() == [2, 4]
 
@@ -92,7 +95,7 @@ def test_the_region_that_differs_is_masked_at_once():
         for word, text in zip((good, bad), pairs[first == 1].__dict__.values(), strict=False):
             ids = np.array([2, *BYTES.encode(text), 1])
             where = np.arange(first, first + len(word))
-            logits = masked_logits(params(), jnp.array(np.where(np.isin(np.arange(len(ids)), where), MASK, ids))[None],
+            logits = compiled(params(), jnp.array(np.where(np.isin(np.arange(len(ids)), where), MASK, ids))[None],
                                    jnp.ones((1, len(ids)), jnp.int32))  # fmt: skip
             log_p = np.asarray(jax.nn.log_softmax(logits[0]), np.float64)
             sums.append(log_p[where, ids[where]].sum())
