@@ -139,7 +139,8 @@ class Lexicon:
 
     def lemmas(self) -> dict[str, str]:
         """form -> lemma"""
-        return {form: word.forms[0] for word in (*self.nouns, *self.verbs, *self.adjectives) for form in word.forms}
+        words: tuple[Noun | Verb | Adjective, ...] = (*self.nouns, *self.verbs, *self.adjectives)
+        return {form: word.forms[0] for word in words for form in word.forms}
 
 
 def candidates() -> Lexicon:
@@ -223,7 +224,7 @@ def _verbs(text: str, kind: str) -> list[Verb]:
         if len(forms) == 1:
             past = _with_ed(word)
             forms = [word, _with_s(word), past, past]
-        found.append(Verb(*forms[:3], forms[3] if len(forms) > 3 else forms[2], kind))
+        found.append(Verb(forms[0], forms[1], forms[2], forms[3] if len(forms) > 3 else forms[2], kind))
     return found
 
 

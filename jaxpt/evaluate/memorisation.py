@@ -96,7 +96,7 @@ def membership(
         raise ValueError(f"need finite scores of both kinds, got {len(a)} members and {len(b)} others")
     rng = np.random.default_rng(seed)
     drawn = [_membership(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(draws)]
-    found = {}
+    found: dict[str, float] = {}
     for i, name in enumerate(("auc", "tpr_at_1_fpr")):
         low, high = np.quantile([d[i] for d in drawn], [0.025, 0.975])
         found |= {name: _membership(a, b)[i], f"{name}_low": float(low), f"{name}_high": float(high)}
