@@ -68,7 +68,8 @@ def english(lexicon: Lexicon) -> Grammar:
         (1.0, (*subject, "Vt[past]", *quantity, "N[x,pl]"))
         for subject in (("every", "N[a,sg]"), ("each", "N[a,sg]"), ("all", "N[a,pl]"), ("the", "N[a,pl]"))
         for quantity in (("at", "least", "Count"), ("at", "most", "Count"))
-    ] + [
+    ]
+    rules["Superlative"] += [
         (2.0, (*subject, "Vt[past]", word, "than", "Count", "N[x,pl]"))
         for subject in (("no", "N[a,sg]"), ("no", "N[a,pl]"), ("every", "N[a,sg]"))
         for word in ("more", "fewer")

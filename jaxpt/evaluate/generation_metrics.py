@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
 from jaxpt.evaluate.report import Report, fingerprint
+from jaxpt.evaluate.scoring import ScoreTexts
 
 VERSION = 1  # of the definitions
 LOOP_WINDOW, LOOP_PERIOD = 32, 8
@@ -111,10 +112,10 @@ def predictive(logits: np.ndarray, mask: np.ndarray | None = None) -> dict[str, 
     }
 
 
-def reference_score(score: Callable[[Sequence[tuple[str, str]]], object], texts: Sequence[str]) -> float:
-    """Mean log-likelihood per token of texts under a separately trained model (a `ScoreTexts`)."""
-    found: object = score([("", text) for text in texts])
-    return float(found.log_likelihood.sum() / found.tokens.sum())  # type: ignore[attr-defined]
+def reference_score(score: ScoreTexts, texts: Sequence[str]) -> float:
+    """Mean log-likelihood per token of texts under a separately trained model."""
+    found = score([("", text) for text in texts])
+    return float(found.log_likelihood.sum() / found.tokens.sum())
 
 
 def divergence_area(model: np.ndarray, human: np.ndarray, seed: int = 0, least: int = MAUVE_TEXTS) -> float:

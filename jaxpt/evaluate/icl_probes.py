@@ -243,4 +243,4 @@ def decoder_attention(params: Params, ids: Int[Array, "B S"], cfg: decoder.Confi
         scores = jnp.einsum("bshk,bthk->bhst", q, k).astype(jnp.float32) / cfg.per_head**0.5
         return None, jax.nn.softmax(jnp.where(jnp.tri(s, dtype=bool), scores, -jnp.inf))
 
-    return jax.lax.scan(of_layer, None, (streams[:-1], params["blocks"]))[1]
+    return jax.lax.scan(of_layer, None, (streams[:-1], params["blocks"]))[1]  # type: ignore[index]

@@ -67,8 +67,8 @@ def multiple_choice(score: ScoreTexts, items: Sequence[Item], *, name: str = "mu
             correct.setdefault(rule, []).append(int(np.argmax(values)) == item.answer)
     per_item = {rule: np.array(x, np.float64) for rule, x in correct.items()}
     chance = float(np.mean([1 / len(i.choices) for i in items]))
-    values = {rule: float(x.mean()) for rule, x in per_item.items()} | {"chance": chance}
-    return Report(name, VERSION, len(items), fingerprint(items), values, per_item)
+    means = {rule: float(x.mean()) for rule, x in per_item.items()} | {"chance": chance}
+    return Report(name, VERSION, len(items), fingerprint(items), means, per_item)
 
 
 def few_shot(items: Sequence[Item], examples: Sequence[Item], shots: int, seed: int = 0) -> list[Item]:

@@ -41,6 +41,13 @@ class TokenScores(NamedTuple):
     greedy: Bool[Array, "B S"]
 
 
+class HostScores(NamedTuple):
+    """The same of one row [n] in NumPy, nats in float64."""
+
+    nats: np.ndarray
+    greedy: np.ndarray
+
+
 class Row(NamedTuple):
     """One sequence to score: inputs, labels [n] and weight [n], 1 where the label counts and 0 elsewhere."""
 
@@ -162,7 +169,7 @@ class Scorer:
         greedy = [bool(f.greedy[c].all()) for f, c in zip(found, counted, strict=True)]
         return Scores(np.array(sums, np.float64), np.array(greedy, bool), np.array([c.sum() for c in counted], int))
 
-    def tokens(self, params: Params, rows: Sequence[Row]) -> list[TokenScores]:
+    def tokens(self, params: Params, rows: Sequence[Row]) -> list[HostScores]:
         """Per row: nats [n] float64 and greedy [n] of every label, counted or not."""
         found: list[Any] = [None] * len(rows)
         for chosen, length, size in self._batches([len(row.inputs) for row in rows]):
@@ -170,7 +177,7 @@ class Scorer:
             scores = self._run(params, batch)
             for k, i in enumerate(chosen):
                 n = len(rows[i].inputs)
-                found[i] = TokenScores(np.asarray(scores.nats[k, :n], np.float64), np.asarray(scores.greedy[k, :n]))
+                found[i] = HostScores(np.asarray(scores.nats[k, :n], np.float64), np.asarray(scores.greedy[k, :n]))
         return found
 
     def _batches(self, sizes: list[int]) -> Iterator[tuple[list[int], int, int]]:
