@@ -8,7 +8,7 @@
 A model is `features(params, batch) -> [B, D]`: its state of the token that stands for the text. The head is a linear map of
 it (decoders) or dropout, a dense tanh layer and a linear map (BERT, arXiv 1810.04805; ELECTRA, arXiv 2003.10555). The whole
 grid runs with the first seed; the best setting runs with all. Grid and result use the same validation set, as published
-GLUE development numbers do; a run that stays within 1% of the majority class is degenerate: marked, counted and kept.
+GLUE development numbers do; a run that stays within 1% of the best constant answer is degenerate: marked, counted and kept.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxpt.core import trees
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray, PyTree
 from jaxpt.data.vocabularies import Vocabulary
-from jaxpt.evaluate.classification import METRICS, Example, Task, labels, majority
+from jaxpt.evaluate.classification import METRICS, Example, Task, labels
 from jaxpt.evaluate.report import Report
 from jaxpt.evaluate.scoring import LENGTHS
 from jaxpt.models import decoder
@@ -77,8 +77,8 @@ class Run:
 @dataclasses.dataclass(frozen=True)
 class Result:
     """Attributes:
-    report: METRIC (median over seeds), mean, sd, majority, degenerate (of the seeds), rate, epochs, batch_size; per_item
-      has `values` [seeds].
+    report: METRIC (median over seeds), mean, sd, majority (of the best constant answer), degenerate (of the seeds), rate,
+      epochs, batch_size; per_item has `values` [seeds].
     runs: the grid with the first seed, then the other seeds.
     """
 
@@ -196,7 +196,8 @@ class _Trainer:
             _arrays(side, labels(of), length) for side, of in zip(sides, (task.train, task.validation), strict=True)
         )
         self.right = labels(task.validation)
-        self.majority = METRICS[task.metric](majority(task), self.right)
+        constants = range(task.classes) if task.classes > 1 else [float(labels(task.train).mean())]
+        self.majority = max(METRICS[task.metric](np.full(len(self.right), c), self.right) for c in constants)
         self._predict = jax.jit(lambda p, b: self._outputs(p, b, None))
         self._steps: dict[tuple[int, int], tuple[Step, Callable[[float], optax.GradientTransformation]]] = {}
 
