@@ -17,14 +17,16 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from jaxpt.core.types import Array, Float, Params
-from jaxpt.sharding import local_rows
-from jaxpt.training.step import Batch, Loss, put_batch
+from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
+from jaxpt.evaluate.report import fingerprint
+from jaxpt.evaluate.scoring import TokenFn, on_host
+from jaxpt.objectives.base import Losses
+from jaxpt.training.step import Batch, Loss
 
 Scorer = Callable[[Params, dict[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
-FOR_HOST = ("sequence_ids", "document", "domain_index")
+VERSION = 1  # of the definition
 
 
 class Windows(Protocol):
@@ -56,23 +58,31 @@ def make_scorer(loss: Loss, mesh: Mesh | None = None) -> Scorer:
         found = loss(params, batch, jax.random.key(0))
         return found.sums, found.weights
 
-    if mesh is None:
-        compiled = jax.jit(sums)
-    else:
-        compiled = jax.jit(sums, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    run = on_host(sums, mesh)
 
     def score(params: Params, batch: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        mine = local_rows(mesh, len(batch["inputs"]))  # every process reads the whole batch and scores its part
-        arrays = {k: x[mine] for k, x in batch.items() if k not in FOR_HOST}
-        if mesh is None:
-            found = compiled(params, put_batch(arrays, None))
-        else:
-            with jax.set_mesh(mesh):
-                found = compiled(params, put_batch(arrays, mesh))
-        nats, tokens = (np.asarray(x, np.float64) for x in jax.device_get(found))
+        nats, tokens = (np.asarray(x, np.float64) for x in run(params, batch))
         return nats, tokens
 
     return score
+
+
+def token_scorer(tokens: TokenFn, mesh: Mesh | None = None) -> Scorer:
+    """The same of a `scoring.TokenFn`, for models whose training objective is not their likelihood."""
+
+    def loss(params: Params, batch: Batch, key: PRNGKeyArray) -> Losses:
+        nats = tokens(params, batch).nats
+        return Losses((nats * batch["loss_weight"]).sum(-1), batch["loss_weight"].sum(-1), {})
+
+    return make_scorer(loss, mesh)
+
+
+def data_of(windows: Windows) -> dict[str, Any]:
+    """What a report says of its data: metric, version, scored tokens, and a hash of labels, weights and domains."""
+    batches = list(windows.batches())
+    arrays = [b[name] for b in batches for name in ("labels", "loss_weight", "domain_index")]
+    tokens = int(sum(b["loss_weight"].sum() for b in batches))
+    return {"metric": "bits_per_byte", "version": VERSION, "items": tokens, "data": fingerprint(arrays)}
 
 
 def bits_per_byte(score: Scorer, windows: Windows, eos_id: int | None = None) -> Callable[[Params], dict[str, float]]:

@@ -54,7 +54,7 @@ class Rolling:
             parts = chosen[records.document[chosen] == document]
             texts = records.read(parts)
             stream = np.concatenate([texts[0][:1], *(t[1:] for t in texts)])  # [previous, t_1, ..., t_n]
-            for first, last, scored in _windows(len(stream) - 1, size, self.stride):
+            for first, last, scored in windows(len(stream) - 1, size, self.stride):
                 row = _row(stream[first : last + 1], size, last - scored, records.eos_id)
                 yield row | {"domain_index": np.array(domain[int(parts[0])], np.int32)}
 
@@ -71,7 +71,7 @@ def rolling(held_out: HeldOut, stride: int) -> Rolling:
     return Rolling(held_out, stride)
 
 
-def _windows(tokens: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:
+def windows(tokens: int, size: int, stride: int) -> Iterator[tuple[int, int, int]]:
     """(first, last, scored): a window predicts tokens first to last - 1 and scores those from `scored` on."""
     done = min(size, tokens)
     yield 0, done, 0

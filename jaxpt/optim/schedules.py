@@ -28,9 +28,20 @@ def constant(peak: float, steps: int, warmup: int, floor: float = 0.1) -> optax.
     return lambda count: peak * jnp.minimum((count + 1) / max(warmup, 1), 1.0)
 
 
+def warmup_linear(peak: float, steps: int, warmup: int, floor: float = 0.0) -> optax.Schedule:
+    """Linear warm-up as in `warmup_cosine`, then a line that would reach floor * peak one update after the last."""
+    _check(steps, warmup, floor)
+
+    def schedule(count):  # noqa: ANN001, ANN202 - optax's protocol
+        left = jnp.clip((steps - count) / max(steps - warmup, 1), 0.0, 1.0)
+        return peak * jnp.where(count < warmup, (count + 1) / max(warmup, 1), floor + (1 - floor) * left)
+
+    return schedule
+
+
 def _check(steps: int, warmup: int, floor: float) -> None:
     if not 0 <= warmup <= steps or not 0 <= floor <= 1:
         raise ValueError(f"need 0 <= warmup <= steps and 0 <= floor <= 1, got {warmup=}, {steps=}, {floor=}")
 
 
-SCHEDULES = {"cosine": warmup_cosine, "constant": constant}
+SCHEDULES = {"cosine": warmup_cosine, "constant": constant, "linear": warmup_linear}
