@@ -29,6 +29,7 @@ from typing import Any
 from jaxpt.core import config
 from jaxpt.core.files import write_json
 from jaxpt.core.processes import die_with_parent, huge_pages
+from jaxpt.evaluate import significance
 
 Point = tuple[tuple[str, float], ...]  # names and values of the tuned hyperparameters
 Job = tuple[str, Point, int]  # arm, point, seed
@@ -64,14 +65,30 @@ class Trial:
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+HOLDS, FAILS, INVISIBLE = "holds", "does not hold", "not visible at this size"
+
+
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One statement of the claim: `value` against `bound`, and whether it holds."""
+    """One statement of the claim: `value` against `bound`, in words, and what came out.
+
+    Attributes:
+      verdict: HOLDS, FAILS, or INVISIBLE where the runs cannot tell the effect from none.
+      interval: of the value, 95 %, over runs; None for what is not a mean of runs.
+      detectable: the smallest effect that so many runs would mostly find.
+    """
 
     what: str
     value: float
     bound: str
-    holds: bool
+    verdict: str
+    interval: tuple[float, float] | None = None
+    detectable: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the statement holds."""
+        return self.verdict == HOLDS
 
 
 @dataclasses.dataclass
@@ -119,16 +136,30 @@ class Table:
 
     def check(self, what: str, value: float, bound: str, holds: bool) -> None:
         """Adds a check; `bound` says in words what the value was held against."""
-        self.checks.append(Check(what, float(value), bound, bool(holds)))
+        self.checks.append(Check(what, float(value), bound, HOLDS if holds else FAILS))
 
     def check_better(self, what: str, arm: str, baseline: str) -> None:
-        """The arm is better in the mean over seeds, and in at least two thirds of the seeds."""
+        """The arm is better in the mean over seeds, and in at least two thirds of the seeds.
+
+        Where it is not, and 0 lies in the interval of the paired differences, the effect is not visible rather than
+        refuted. Source of the interval: `evaluate.significance.paired`.
+        """
         found = self.differences(arm, baseline)
-        wins = sum(d > 0 for d in found)
-        needed = math.ceil(2 * len(found) / 3)
+        wins, needed = sum(d > 0 for d in found), math.ceil(2 * len(found) / 3)
         mean = statistics.fmean(found)
         bound = f"mean difference > 0 and better in >= {needed} of {len(found)} seeds (better in {wins})"
-        self.check(what, mean, bound, mean > 0 and wins >= needed)
+        if len(found) < 2 or not all(map(math.isfinite, found)):
+            self.check(what, mean, bound, mean > 0 and wins >= needed)
+            return
+        runs = significance.paired(found)
+        verdict = HOLDS if mean > 0 and wins >= needed else INVISIBLE if runs.low <= 0 <= runs.high else FAILS
+        self.checks.append(Check(what, mean, bound, verdict, (runs.low, runs.high), runs.detectable))
+
+    @property
+    def verdict(self) -> str:
+        """That of the whole claim: the worst of its checks."""
+        found = {check.verdict for check in self.checks}
+        return next((v for v in (FAILS, INVISIBLE) if v in found), HOLDS)
 
     @property
     def holds(self) -> bool:
@@ -294,6 +325,7 @@ def summary(table: Table, *, name: str, paper: int, setting: Any, seconds: float
         "arms": {
             arm: {
                 "point": dict(table.points[arm]),
+                "tuning_cost": _tuning_cost(table, arm),
                 "tuning": {label(p): _finite(v) for p, v in table.tuning[arm].items()},
                 "mean": _finite(table.mean(arm)),
                 "seeds": {
@@ -302,13 +334,21 @@ def summary(table: Table, *, name: str, paper: int, setting: Any, seconds: float
             }
             for arm, trials in table.trials.items()
         },
-        "checks": [dataclasses.asdict(c) | {"value": _finite(c.value)} for c in table.checks],
+        "checks": [dataclasses.asdict(c) | {"value": _finite(c.value), "holds": c.holds} for c in table.checks],
         "notes": table.notes,
         "holds": table.holds,
+        "verdict": table.verdict,
         "setting": config.to_dict(setting),
         "seconds": round(seconds, 1),
         "environment": environment(),
     }
+
+
+def _tuning_cost(table: Table, arm: str) -> dict[str, float]:
+    """What the search for the best point took: runs, and their tokens and operations."""
+    runs = len(table.tuning[arm])
+    one = next(iter(table.trials[arm].values())).ledger
+    return {"runs": runs} | {name: runs * one.get(name, 0) for name in ("tokens", "flops_executed")}
 
 
 def _worst_if_nan(value: float) -> float:

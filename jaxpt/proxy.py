@@ -1,6 +1,6 @@
 """Proxy runs: small trainings done by the hundred, so that arms, rates, mixtures and scales can be compared.
 
-    found = score(cfg, rate=3e-3, seed=1)         # a `Trial`: held-out bits per byte, ledger, curve
+    found = score(cfg, rate=3e-3, init_seed=1, order_seed=1)     # a `Trial`: held-out bits per byte, ledger, curve
 
 One compiled step serves all rates, seeds and initial values of a setting: the peak rate is an array in the optimizer's
 state.
@@ -32,20 +32,21 @@ from jaxpt.training.state import TrainState
 Look = Callable[[Params], dict[str, Any]]  # trained parameters -> what the trial should keep of them
 
 
-def score(cfg: Pretrain, *, rate: float, seed: int, look: Look | None = None) -> Trial:
+def score(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, look: Look | None = None) -> Trial:
     """Trains with this peak rate and scores both parts of the held-out documents.
 
     Args:
-      seed: of the initial values and of the order of the batches: runs of one seed differ in the treatment alone.
+      init_seed, order_seed: of the initial values, and of the order of the batches. Runs that share both differ in the
+        treatment alone.
       look: its result becomes the trial's `extra`.
     """
     start = time.perf_counter()
     job, data = _job(_what_is_compiled(cfg)), _data(cfg.data, cfg.model.vocab_size)
-    state = with_rate(job.create(init_seed=seed, seed=seed, spec=decoder.spec(cfg.model)), rate)
+    state = with_rate(job.create(init_seed=init_seed, seed=order_seed, spec=decoder.spec(cfg.model)), rate)
     quiet = dataclasses.replace(cfg.run, out=None, quiet=True, log_every=max(1, cfg.run.steps // 60))
     flops = pretrain.flops_per_step(cfg)
     try:
-        result = train(quiet, job.step, state, data.loader(job.mesh, seed=seed), flops_per_step=flops)
+        result = train(quiet, job.step, state, data.loader(job.mesh, seed=order_seed), flops_per_step=flops)
     except NonFiniteError as error:  # a rate that is too high is a result, not an accident
         return Trial(math.inf, math.inf, {}, [], time.perf_counter() - start, {"diverged": str(error)})
     params = result.state.params

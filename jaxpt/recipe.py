@@ -51,7 +51,9 @@ class Recipe:
       module: where the method is implemented.
       presets: name -> frozen dataclass of settings; "tiny" runs on two CPU cores in minutes.
       arms: name -> preset -> run. The first one is the baseline, `method` the paper's.
-      claim: carries out the comparison, with `Claim.compare`, and adds the checks.
+      says: what the paper claims, in one sentence.
+      claim: carries out the comparison, with `Claim.compare`, and adds the checks; the first is the main one.
+      committed_preset: the preset whose result is kept in docs/claims.
     """
 
     paper: int
@@ -62,7 +64,9 @@ class Recipe:
     presets: Mapping[str, Any]
     arms: Mapping[str, Arm]
     method: str
+    says: str
     claim: Callable[[Claim], Table]
+    committed_preset: str = "tiny"
 
     def preset(self, name: str, changes: Mapping[str, Any] | None = None) -> Any:
         """A preset by name, with dotted keys replaced."""
@@ -81,12 +85,24 @@ class Recipe:
         path = COMMITTED / self.name / "claim.json"
         return json.loads(path.read_text()) if path.is_file() else None
 
-    def run_claim(self, preset: str, setting: Any, folder: Path, seeds: int = 3, workers: int = 2) -> Table:
-        """Carries out the claim; writes claim.json, claim.md and the figures to `folder`."""
+    def run_claim(
+        self,
+        preset: str,
+        setting: Any,
+        folder: Path,
+        seeds: int = 3,
+        workers: int = 2,
+        trials: str | Path | None = None,
+    ) -> Table:
+        """Carries out the claim; writes claim.json, claim.md and the figures to `folder`.
+
+        Args:
+          trials: where finished trials are kept; `folder` by default.
+        """
         for make in self.arms.values():  # before there are workers, so that none prepares what another prepares
             prepared(make(setting).data.task)
         start = time.monotonic()
-        claim = Claim(self, preset, setting, Path(folder), tuple(range(seeds)), workers)
+        claim = Claim(self, preset, setting, Path(folder), Path(trials or folder), tuple(range(seeds)), workers)
         table = self.claim(claim)
         seconds = time.monotonic() - start
         found = comparison.summary(table, name=self.name, paper=self.paper, setting=setting, seconds=seconds)
@@ -115,13 +131,15 @@ class Claim:
 
     Attributes:
       seeds: the first is the one that hyperparameters are tuned with.
-      folder: of the results; finished trials are kept in it, and a killed claim goes on from them.
+      folder: of the results.
+      trials: finished trials are kept in it, and a killed claim goes on from them.
     """
 
     recipe: Recipe
     preset: str
     setting: Any
     folder: Path
+    trials: Path
     seeds: tuple[int, ...]
     workers: int
     figures: list[Path] = dataclasses.field(default_factory=list)
@@ -141,7 +159,7 @@ class Claim:
             tune=tune,
             seeds=self.seeds,
             metric=metric,
-            folder=self.folder,
+            folder=self.trials,
             setting=self.setting,
             workers=self.workers,
         )

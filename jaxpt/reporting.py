@@ -52,30 +52,39 @@ def tuning(claim: Mapping[str, Any]) -> Rows:
 
 def checks(claim: Mapping[str, Any]) -> Rows:
     """Header and one row a check."""
-    found = [[c["what"], _number(c["value"]), c["bound"], "holds" if c["holds"] else "DOES NOT HOLD"]
-             for c in claim["checks"]]  # fmt: skip
-    return [["check", "value", "bound", "result"], *found]
+    header = ["check", "value", "95 % interval", "bound", "result"]
+    rows = ([c["what"], _number(c["value"]), interval(c), c["bound"], c["verdict"]] for c in claim["checks"])
+    return [header, *rows]
+
+
+def interval(check: Mapping[str, Any]) -> str:
+    """The interval of a check's value, and the effect that would mostly have been found."""
+    if check["interval"] is None:
+        return ""
+    low, high = check["interval"]
+    return f"{low:+.4f} to {high:+.4f} (detectable {check['detectable']:.4f})"
 
 
 def markdown(claim: Mapping[str, Any], title: str) -> str:
     """The whole page."""
     seeds = len(next(iter(claim["arms"].values()))["seeds"])
-    verdict = "holds" if claim["holds"] else "does not hold"
+    cost = next(iter(claim["arms"].values()))["tuning_cost"]
     environment = ", ".join(f"{key} {value}" for key, value in claim["environment"].items())
     parts = [
         f"# {title}",
-        f"Paper {claim['paper']}, preset `{claim['preset']}`, {seeds} seeds: the claim **{verdict}** at this size.",
+        f"Paper {claim['paper']}, preset `{claim['preset']}`, {seeds} seeds: **{claim['verdict']}**.",
         f"    python -m recipes.{claim['name']} claim --preset {claim['preset']} --seeds {seeds}",
         f"took {claim['seconds']:.0f} s ({environment}).",
         "## Result",
-        _table(results(claim)),
+        table(results(claim)),
         HOW_TO_READ,
         "## Checks",
-        _table(checks(claim)),
+        table(checks(claim)),
         *(f"- {note}" for note in claim["notes"]),
         "## Tuning",
-        "First seed, on the tuning part of the held-out documents; every arm paid for the whole grid.",
-        _table(tuning(claim)),
+        f"First seed, on the tuning part of the held-out documents. Every arm paid for the whole grid: {cost['runs']} "
+        f"runs, {cost['tokens']:,.0f} tokens.",
+        table(tuning(claim)),
         *(f"![{name}]({name})" for name in claim["figures"]),
     ]
     return "\n\n".join(parts) + "\n"
@@ -88,14 +97,13 @@ def show(claim: Mapping[str, Any], title: str) -> None:
 
     console = Console()
     for name, rows in ((title, results(claim)), ("tuning", tuning(claim)), ("checks", checks(claim))):
-        table = Table(*rows[0], title=name, show_lines=False)
+        shown = Table(*rows[0], title=name, show_lines=False)
         for row in rows[1:]:
-            table.add_row(*row)
-        console.print(table)
+            shown.add_row(*row)
+        console.print(shown)
     for note in claim["notes"]:
         console.print(f"- {note}", highlight=False)
-    verdict = "holds" if claim["holds"] else "does not hold"
-    console.print(f"The claim {verdict} at this size ({claim['seconds']:.0f} s).", style="bold")
+    console.print(f"The claim: {claim['verdict']} ({claim['seconds']:.0f} s).", style="bold")
 
 
 def slug(name: str) -> str:
@@ -103,7 +111,8 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "-", name).strip("-").lower()
 
 
-def _table(rows: Rows) -> str:
+def table(rows: Rows) -> str:
+    """Rows as Markdown, the first one as header."""
     lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 

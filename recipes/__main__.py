@@ -46,7 +46,7 @@ def show(found: list[Recipe]) -> None:
     table = Table("paper", "name", "title", "family", "module", "presets", "claim")
     for recipe in found:
         claim = recipe.committed()
-        verdict = "not run" if claim is None else "holds" if claim["holds"] else "does not hold"
+        verdict = "not run" if claim is None else claim["verdict"]
         presets = ", ".join(recipe.presets)
         table.add_row(str(recipe.paper), recipe.name, recipe.title, recipe.family, recipe.module, presets, verdict)
     Console().print(table)

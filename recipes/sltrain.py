@@ -117,7 +117,7 @@ def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> 
     """One training run, scored; the first seed also keeps a spectrum."""
     cfg = ARMS[arm](setting)
     cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, embedding_stddev=point["embedding stddev"]))
-    return proxy.score(cfg, rate=point["rate"], seed=seed, look=spectrum if seed == 0 else None)
+    return proxy.score(cfg, rate=point["rate"], init_seed=seed, order_seed=seed, look=spectrum if seed == 0 else None)
 
 
 def spectrum(params: Any) -> dict[str, Any]:
@@ -133,13 +133,13 @@ def claim(run: Claim) -> Table:
 
     counts = {arm: parameters(make(setting)) for arm, make in ARMS.items()}
     matched = counts["low rank, equal parameters"]
+    table.check_better("SLTrain beats low rank at equal parameters", "sltrain", "low rank, equal parameters")
     table.check(
         "parameters of the matched low-rank arm / SLTrain's",
         matched / counts["sltrain"],
         "within 2 %, and not above",
         0.98 <= matched / counts["sltrain"] <= 1,
     )
-    table.check_better("SLTrain beats low rank at equal parameters", "sltrain", "low rank, equal parameters")
     table.check_better("SLTrain beats low rank at equal rank", "sltrain", "low rank")
 
     spectra = {arm: np.array(table.trials[arm][0].extra["spectrum"]) for arm in ARMS}
@@ -235,7 +235,9 @@ RECIPE = Recipe(
     presets=PRESETS,
     arms=ARMS,
     method="sltrain",
+    says="Close to full rank at half the parameters (60M: perplexity 34.15 against 34.06), far above plain low rank.",
     claim=claim,
+    committed_preset="small",
 )
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jaxpt import comparison
-from jaxpt.comparison import Table, Trial, TrialStore, compare, summary
+from jaxpt.comparison import FAILS, HOLDS, INVISIBLE, Table, Trial, TrialStore, compare, summary
 
 SPENT = {"steps": 10.0, "tokens": 100.0, "unique_tokens": 90.0}
 
@@ -93,16 +93,31 @@ def test_better_means_in_the_mean_and_in_two_thirds_of_the_seeds():
         trials = {n: {i: Trial(v, v, SPENT, []) for i, v in enumerate(x)} for n, x in (("a", a), ("b", b))}
         return Table("loss", {}, trials, {})
 
-    for a, b, holds in (
-        ([1.0, 1.0, 1.0], [1.1, 1.1, 1.1], True),
-        ([1.0, 1.0, 1.2], [1.1, 1.2, 1.1], True),
-        ([1.0, 1.2, 1.2], [2.0, 1.1, 1.1], False),  # one seed is not the rule
-        ([1.0, 1.0, 5.0], [1.1, 1.1, 1.1], False),
-        ([math.inf, 1.0, 1.0], [1.1, 1.1, 1.1], False),
+    for a, b, verdict in (
+        ([1.0, 1.0, 1.0], [1.1, 1.1, 1.1], HOLDS),
+        ([1.0, 1.0, 1.2], [1.1, 1.2, 1.1], HOLDS),
+        ([1.0, 1.2, 1.2], [2.0, 1.1, 1.1], INVISIBLE),  # one seed is not the rule
+        ([1.0, 1.0, 5.0], [1.1, 1.1, 1.1], INVISIBLE),
+        ([1.2, 1.21, 1.2], [1.1, 1.1, 1.1], FAILS),
+        ([math.inf, 1.0, 1.0], [1.1, 1.1, 1.1], FAILS),
     ):
         found = table(a, b)
         found.check_better("a beats b", "a", "b")
-        assert found.holds is holds, (a, b)
+        assert found.verdict == verdict, (a, b)
+        assert found.holds is (verdict == HOLDS)
+    check = found.checks[0]
+    assert check.interval is None  # of a run that diverged there is none
+    found = table([1.0, 1.1, 1.2], [1.2, 1.2, 1.5])
+    found.check_better("a beats b", "a", "b")
+    low, high = found.checks[0].interval
+    assert (low + high) / 2 == pytest.approx(0.2)
+    assert high - low == pytest.approx(2 * 4.302653 * 0.1 / math.sqrt(3), rel=1e-6)  # t of 2 degrees, sd 0.1
+    assert found.checks[0].detectable == pytest.approx(2.8 * 0.1 / math.sqrt(3))
+
+
+def test_tuning_is_paid_for_in_the_summary(tmp_path):
+    found = summary(run(Runner(), tmp_path), name="x", paper=0, setting=Setting(), seconds=1.0)
+    assert found["arms"]["a"]["tuning_cost"] == {"runs": 3, "tokens": 300.0, "flops_executed": 0}
 
 
 def test_the_code_of_the_project_has_a_hash():
