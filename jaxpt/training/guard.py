@@ -58,6 +58,7 @@ class Guard:
         self._last: dict[str, bool] = {}  # "done" or "left": the last word of this process
         self._heard: dict[int, tuple[dict[str, Any], float]] = {}
         self._stop, self._failed = threading.Event(), 0.0
+        self._cause = False  # whether this process's error is the reason that all stop
         self._thread = threading.Thread(target=self._watch, name="jaxpt-guard", daemon=True)
 
     def __enter__(self) -> Guard:
@@ -91,7 +92,7 @@ class Guard:
             self._say(f"lost contact ({_line(error)[:160]}); looking for the cause, at most {self._peer_timeout:.0f} s")
             time.sleep(1.5 * self._peer_timeout + 4 * self._period)
         self._failed = time.monotonic()
-        self._end(f"{self._name(self._me())} stopped after step {self._step}: {_line(error)}", code=1)
+        self._cause = self._end(f"{self._name(self._me())} stopped after step {self._step}: {_line(error)}", code=1)
         error.add_note(self._advice())
         if self.index == 0:
             self._wait_for_others()
@@ -173,13 +174,14 @@ class Guard:
         self._end(f"{stuck}{guess}. " + "; ".join(lines), code=AGAIN, stacks=True)
         self._obey(self._ended() or {"message": stuck, "code": AGAIN, "stacks": True})
 
-    def _end(self, message: str, code: int, stacks: bool = False) -> None:
-        """The reason all processes stop: the first one counts."""
+    def _end(self, message: str, code: int, stacks: bool = False) -> bool:
+        """The reason all processes stop: the first one counts. Returns whether it is this one."""
         reason = {"by": self.index, "message": message, "code": code, "stacks": stacks}
         try:
             self._client.key_value_set(f"{self._prefix}/end/reason", json.dumps(reason))
         except jax.errors.JaxRuntimeError:  # there is one already, or the coordinator is gone
-            return
+            return False
+        return True
 
     def _ended(self) -> dict[str, Any] | None:
         found = self._client.key_value_dir_get(f"{self._prefix}/end/")
@@ -214,7 +216,7 @@ class Guard:
             return None
         me = f"process {self.index} of {self.count} stops"
         why = f"Process 0 ({address}) is gone: it was killed, or its machine is gone"
-        return f"{me}. {why}. {self._advice()}", 1 if self._failed else AGAIN
+        return f"{me}. {why}. {self._advice()}", 1 if self._cause else AGAIN
 
     def _exit(self) -> None:
         """The end of a process that has failed, after its traceback: only now may process 0 go."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_run
@@ -70,7 +71,7 @@ def test_a_folder_is_enough_to_have_the_model_again(moved: tuple[Path, Any]) -> 
     spread = restore_params_only(out, shapes)
     assert len(spread["embedding"].sharding.device_set) == 8
     jax.tree.map(np.testing.assert_array_equal, spread, result.state.params)
-    ids = np.arange(12).reshape(2, 6)
+    ids = jnp.arange(12).reshape(2, 6)
     assert decoder.apply(params, ids, cfg).shape == (2, 6, 259)
 
 

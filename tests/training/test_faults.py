@@ -208,7 +208,7 @@ def test_a_corrupt_newest_checkpoint_gives_way_to_the_one_before(
     out = tmp_path / "run"
     shutil.copytree(whole, out)
     DAMAGES[damage](out / "checkpoints" / "12")
-    with pytest.warns(UserWarning, match=r"checkpoints/12 is not usable: \w+"):
+    with pytest.warns(UserWarning, match=r"checkpoints/12 is not usable: \S+"):
         result = tiny_run.run(Tiny(str(out)), data)
     assert result.resumed_from == 9 and (out / "checkpoints" / "broken.12.0").is_dir()
     assert_same(out, whole)

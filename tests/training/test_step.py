@@ -160,7 +160,7 @@ def test_each_group_of_parameters_has_its_own_optimizer():
 
     @functools.partial(jax.grad, allow_int=True)
     def gradient(params):
-        found = loss(params, next(batches()), None)
+        found = loss(params, {name: jnp.asarray(x) for name, x in next(batches()).items()}, None)
         return found.sums.sum() / found.weights.sum()
 
     by_hand = before["head"]["kernel"].w - 0.5 * jax.jit(gradient)(before)["head"]["kernel"].w

@@ -50,7 +50,6 @@ def test_every_row_says_where_the_seconds_of_its_updates_went(data: Path, tmp_pa
     assert all(row["seconds/events"] >= 0.05 for row in rows[1:]) and rows[0]["seconds/events"] == 0
     assert rows[3]["seconds/checkpoint"] > 0 and rows[2]["seconds/checkpoint"] == 0  # counted after update 3
     assert sum(row[name] for row in rows for name in NAMES) < wall
-    assert max(row["seconds/compute"] for row in rows) == rows[0]["seconds/compute"]  # it compiles
 
 
 def test_the_parts_add_up_to_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
