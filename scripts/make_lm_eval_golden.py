@@ -1,6 +1,6 @@
 """Writes tests/golden/lm_eval.json: what lm-evaluation-harness says of a small random LLaMA, through its own `hf` model.
 
-    pip install -e ".[oracle,lm-eval]" && python scripts/make_lm_eval_golden.py
+    pip install -e ".[oracle,lm-eval]" accelerate peft && python scripts/make_lm_eval_golden.py
 
 The weights are those of tests/golden/decoder_llama.npz, run by PyTorch; the harness tokenises, cuts, pads, scores, counts.
 200 generated questions with two to four choices, with accents, spaces at the end of contexts and contexts longer than
