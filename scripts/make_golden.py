@@ -1,4 +1,4 @@
-"""Writes tests/golden/decoder_*.npz: small random Hugging Face decoders, their inputs and their outputs.
+"""Writes tests/golden/decoder_*.npz and encoder_bert.npz: small random Hugging Face models, their inputs and outputs.
 
     pip install -e ".[oracle]" && python scripts/make_golden.py
 
@@ -6,7 +6,8 @@ The arrays are committed, so the tests need neither PyTorch nor Transformers; ru
 Nothing is downloaded: models are built from configurations, in float32, with weights large enough that every
 bias, norm and rotary angle shows in the logits. Each file holds `ids` [B, S], `logits` [B, S, V], `hidden`
 [L, B, S, D] (the residual stream before each layer), `config` (JSON, what the test needs to build the same
-model) and `weight/NAME` arrays under Hugging Face's own names.
+model), `settings` (the config.json that Hugging Face writes) and `weight/NAME` arrays under its own names. The
+encoder's file also holds `token_types` and `real` [B, S], `states` [B, S, D] (the last layer) and `pooled` [B, D].
 """
 
 from __future__ import annotations
@@ -107,6 +108,44 @@ def record(model: Any, ours: dict[str, Any], rng: np.random.Generator) -> dict[s
         "logits": out.logits.numpy(),
         "hidden": np.stack([h.numpy() for h in out.hidden_states[:-1]]),
         "config": np.array(json.dumps(ours)),
+        "settings": np.array(model.config.to_json_string()),
+    }
+
+
+def bert() -> tuple[Any, dict[str, Any]]:
+    """BERT with every head that its checkpoints may carry, and the arguments of `jaxpt.models.encoder.Config`."""
+    import transformers as hf
+
+    cfg = hf.BertConfig(
+        vocab_size=VOCABULARY, hidden_size=WIDTH, num_attention_heads=HEADS, num_hidden_layers=2,
+        intermediate_size=56, max_position_embeddings=40, attn_implementation="eager",
+    )  # fmt: skip
+    ours = {"vocab_size": VOCABULARY, "width": WIDTH, "heads": HEADS, "layers": 2, "ffn": 56, "learned_positions": 40}
+    return hf.BertForPreTraining(cfg), ours | {"pooler": True, "mlm_head": True}
+
+
+def record_encoder(model: Any, ours: dict[str, Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """As `record`, with the second row padded on the right."""
+    import torch
+
+    ids, types = rng.integers(0, VOCABULARY, (2, 24)), (np.arange(24) >= np.array([[10], [7]])).astype(np.int64)
+    real = (np.arange(24) < np.array([[24], [17]])).astype(np.int64)
+    given = {"input_ids": ids, "token_type_ids": types, "attention_mask": real}
+    with torch.no_grad():
+        out = model.eval()(**{k: torch.tensor(x) for k, x in given.items()}, output_hidden_states=True)
+        pooled = model.bert.pooler(out.hidden_states[-1])
+    tied = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+    found = {f"weight/{k}": v.numpy() for k, v in model.state_dict().items() if k not in tied}
+    return found | {
+        "ids": ids.astype(np.int32),
+        "token_types": types.astype(np.int32),
+        "real": real.astype(np.int32),
+        "logits": out.prediction_logits.numpy(),
+        "hidden": np.stack([h.numpy() for h in out.hidden_states[:-1]]),
+        "states": out.hidden_states[-1].numpy(),
+        "pooled": pooled.numpy(),
+        "config": np.array(json.dumps(ours)),
+        "settings": np.array(model.config.to_json_string()),
     }
 
 
@@ -122,9 +161,16 @@ def main() -> None:
     rng = np.random.default_rng(0)
     for name, (model, ours) in models().items():
         randomize(model)
-        path = folder / f"decoder_{name}.npz"
-        np.savez_compressed(path, **record(model, ours, rng))
-        print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+        write(folder / f"decoder_{name}.npz", record(model, ours, rng))
+    model, ours = bert()
+    randomize(model)
+    write(folder / "encoder_bert.npz", record_encoder(model, ours, rng))
+
+
+def write(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes one file and prints its size."""
+    np.savez_compressed(path, **arrays)
+    print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ def empty_cache(cfg: decoder.Config, batch: int, length: int) -> Cache:
     if 0 < cfg.learned_positions < length:
         raise ValueError(f"{length} tokens (prompt and new) asked for, but learned_positions={cfg.learned_positions}")
     shape = (cfg.layers, batch, length, cfg.groups, cfg.per_head)
-    kv = jnp.zeros(shape, cfg.compute_dtype)
-    return Cache(kv, kv, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+    k, v = jnp.zeros(shape, cfg.compute_dtype), jnp.zeros(shape, cfg.compute_dtype)  # two, so that both can be donated
+    return Cache(k, v, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
 
 def extend(

@@ -1,0 +1,29 @@
+"""Folders as Hugging Face writes them, made from the recorded models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+
+@pytest.fixture
+def golden_folder(tmp_path: Path) -> Callable[[str], tuple[Path, dict[str, np.ndarray]]]:
+    """name -> (model folder, recorded arrays)."""
+
+    def make(name: str) -> tuple[Path, dict[str, np.ndarray]]:
+        with np.load(GOLDEN / f"{name}.npz") as file:
+            arrays = dict(file)
+        folder = tmp_path / name
+        folder.mkdir()
+        state = {k.removeprefix("weight/"): v for k, v in arrays.items() if k.startswith("weight/")}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(str(arrays["settings"]))
+        return folder, arrays
+
+    return make
