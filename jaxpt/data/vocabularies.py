@@ -95,7 +95,7 @@ class HFVocabulary:
     def __init__(self, tokenizer: tokenizers.Tokenizer, roles: dict[str, str] | None = None) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # type: ignore[attr-defined]  # in text, they are text
+        tokenizer.encode_special_tokens = True  # in text, they are text
         self._tokenizer = tokenizer
         self._roles = roles or {}
         ids = tokenizer.get_vocab(with_added_tokens=True)

@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxpt import weights
-from jaxpt.core import spec as specs
 from jaxpt.core import trees
 from jaxpt.core.types import Params
 from jaxpt.data.documents import DataError

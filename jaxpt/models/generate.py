@@ -63,7 +63,8 @@ def extend(
     )
     positions = jnp.maximum(seen + jnp.cumsum(valid, -1) - 1, 0)
     hidden = decoder.hidden_states(params, ids, cfg, positions=positions, mask=mask, cache=cache)
-    grown = dataclasses.replace(hidden.cache, valid=slots, length=cache.length + ids.shape[1])  # type: ignore[type-var]
+    assert hidden.cache is not None
+    grown = dataclasses.replace(hidden.cache, valid=slots, length=cache.length + ids.shape[1])
     return decoder.logits(params, hidden.final, cfg), grown
 
 

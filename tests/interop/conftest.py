@@ -1,10 +1,11 @@
-"""Folders as Hugging Face writes them, made from the recorded models."""
+"""Folders as Hugging Face writes them, made from the recorded models; programs compiled quickly instead of well."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -27,3 +28,12 @@ def golden_folder(tmp_path: Path) -> Callable[[str], tuple[Path, dict[str, np.nd
         return folder, arrays
 
     return make
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation() -> Iterator[None]:
+    """These programs run once, on tiny arrays."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

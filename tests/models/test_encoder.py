@@ -25,6 +25,11 @@ IDS = jnp.asarray(np.random.default_rng(0).integers(0, 31, (2, 8)))
 
 
 @functools.cache
+def init(cfg):
+    return jax.jit(lambda key: encoder.init(key, cfg))(jax.random.key(0))
+
+
+@functools.cache
 def golden():
     with np.load(GOLDEN) as file:
         arrays = dict(file)
@@ -63,7 +68,7 @@ def test_hidden_states_pooled_vector_and_logits_are_berts(attention):
 
 
 def test_padding_has_no_influence():
-    params = encoder.init(jax.random.key(0), SMALL)
+    params = init(SMALL)
     real = jnp.asarray([[1] * 5 + [0] * 3, [1] * 8])
     run = jax.jit(lambda ids: encoder.apply(params, ids, SMALL, segments=real))
     other = jnp.where(real == 1, IDS, 7)
@@ -79,15 +84,15 @@ def test_a_pre_norm_rotary_encoder_has_a_final_norm_and_no_tables():
     )  # fmt: skip
     paths = {path.split("/")[0] for path, _ in trees.leaves_with_path(encoder.spec(cfg))}
     assert paths == {"embedding", "embedding_norm", "blocks", "final_norm"}
-    states = encoder.apply(encoder.init(jax.random.key(0), cfg), IDS, cfg)
+    states = encoder.apply(init(cfg), IDS, cfg)
     np.testing.assert_allclose(jnp.square(states).mean(-1), 1.0, rtol=1e-3)  # an RMS norm of scale 1 came last
     with pytest.raises(ValueError, match="token_types=0"):
-        encoder.apply(encoder.init(jax.random.key(0), cfg), IDS, cfg, token_types=IDS)
+        encoder.apply(init(cfg), IDS, cfg, token_types=IDS)
 
 
 def test_post_norm_blocks_end_in_a_norm_and_gradients_reach_everything():
     cfg = dataclasses.replace(SMALL, pooler=True, mlm_head=True)
-    params = encoder.init(jax.random.key(0), cfg)
+    params = init(cfg)
 
     def loss(p):
         hidden = encoder.hidden_states(p, IDS, cfg, capture=True)

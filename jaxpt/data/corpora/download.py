@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -122,6 +123,18 @@ def check(path: Path, digest: str) -> None:
             f"{path} has changed: SHA-256 {found[:16]}..., expected {digest[:16]}...; "
             f"delete {path.parent} to make it again"
         )
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file of the cache.
+
+    Raises:
+      DataError: it is corrupt.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is corrupt ({error}); delete {path.parent} to make it again") from None
 
 
 def _only(folder: Path, pattern: str) -> Path:

@@ -38,7 +38,7 @@ class Family:
 
     def spec(self, cfg: Config) -> Any:
         """The spec tree of a configuration."""
-        return (encoder if isinstance(cfg, encoder.Config) else decoder).spec(cfg)  # type: ignore[arg-type]
+        return (encoder if isinstance(cfg, encoder.Config) else decoder).spec(cfg)
 
 
 def linear(theirs: str, ours: str, *, bias: bool) -> list[Piece]:
