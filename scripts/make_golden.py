@@ -1,4 +1,4 @@
-"""Writes tests/golden/decoder_*.npz and encoder_bert.npz: small random Hugging Face models, their inputs and outputs.
+"""Writes tests/golden/: small random Hugging Face models with their inputs and outputs, and GGUF blocks with their values.
 
     pip install -e ".[oracle]" && python scripts/make_golden.py
 
@@ -8,6 +8,8 @@ bias, norm and rotary angle shows in the logits. Each file holds `ids` [B, S], `
 [L, B, S, D] (the residual stream before each layer), `config` (JSON, what the test needs to build the same
 model), `settings` (the config.json that Hugging Face writes) and `weight/NAME` arrays under its own names. The
 encoder's file also holds `token_types` and `real` [B, S], `states` [B, S, D] (the last layer) and `pooled` [B, D].
+gguf_blocks.npz holds `FORMAT/blocks` [N, bytes] and `FORMAT/values` [N, weights], the latter by the `gguf` package. minilm.npz holds `texts` and their `vectors` [N, 384] by all-MiniLM-L6-v2 in
+Transformers; it is written only with --minilm FOLDER, a folder with that model's files.
 """
 
 from __future__ import annotations
@@ -155,7 +157,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent.parent / "tests" / "golden")
-    folder = parser.parse_args().out
+    parser.add_argument("--minilm", type=Path, help="folder of all-MiniLM-L6-v2, to write minilm.npz too")
+    options = parser.parse_args()
+    folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -165,6 +169,44 @@ def main() -> None:
     model, ours = bert()
     randomize(model)
     write(folder / "encoder_bert.npz", record_encoder(model, ours, rng))
+    write(folder / "gguf_blocks.npz", gguf_blocks(rng))
+    if options.minilm is not None:
+        write(folder / "minilm.npz", sentences(options.minilm))
+
+
+def gguf_blocks(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Random blocks of every quantised format we read; only their 16-bit scales are made finite."""
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    found = {}
+    for name, size, scales in (
+        ("Q4_0", 18, [0]), ("Q4_1", 20, [0, 2]), ("Q8_0", 34, [0]), ("Q4_K", 144, [0, 2]), ("Q6_K", 210, [208])
+    ):  # fmt: skip
+        blocks = rng.integers(0, 256, (16, size), dtype=np.uint8)
+        for at in scales:
+            blocks[:, at : at + 2] = rng.normal(0, 0.02, (16, 1)).astype(np.float16).view(np.uint8)
+        found |= {f"{name}/blocks": blocks, f"{name}/values": dequantize(blocks, GGMLQuantizationType[name])}
+    return found
+
+
+def sentences(folder: Path) -> dict[str, np.ndarray]:
+    """Mean of the last states of each text alone, at unit length: what sentence-transformers computes for this model."""
+    import torch
+    import transformers as hf
+
+    texts = [
+        "A man is eating food.", "Someone is having a meal.", "The stock market fell sharply today.",
+        "Café naïve: 日本語 and e\u0301, 123.45!", "x", "the quick brown fox jumps over the lazy dog " * 40,
+    ]  # fmt: skip
+    tokenizer, model = hf.AutoTokenizer.from_pretrained(folder), hf.BertModel.from_pretrained(folder).eval()
+    vectors = []
+    for text in texts:
+        with torch.no_grad():
+            given = tokenizer(text, return_tensors="pt", truncation=True, max_length=256, padding=False)
+            mean = model(**given).last_hidden_state[0].mean(0)
+        vectors.append((mean / mean.norm()).numpy())
+    return {"texts": np.array(texts), "vectors": np.stack(vectors)}
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:

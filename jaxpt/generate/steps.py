@@ -71,7 +71,7 @@ def empty_state(cfg: decoder.Config, batch: int, length: int) -> State:
 def extend(
     layers: list[Params], around: Params, ids: Int[Array, "B S"], valid: Bool[Array, "B S"], cfg: Any, state: State
 ) -> tuple[Float[Array, "B S D"], State]:
-    """Final hidden states of `ids` given everything in the state, and the state with them in it.
+    """The residual stream after the last layer for `ids` given everything in the state, and the state with them in it.
 
     Donates the state's arrays: it must not be used again.
     """
@@ -118,11 +118,11 @@ def draw(
       seeds: row b draws its t-th token from fold(key(seeds[b]), t).
       size: tokens of the vocabulary; rows of the head beyond it are padding.
     """
-    logits = _logits(around, x[:, -1:], cfg)[:, 0]
-    logits = jnp.where(jnp.arange(logits.shape[-1]) < size, logits, -jnp.inf)
+    scores = logits(around, x[:, -1:], cfg)[:, 0]
+    scores = jnp.where(jnp.arange(scores.shape[-1]) < size, scores, -jnp.inf)
     keys = jax.vmap(lambda seed: fold(jax.random.key(seed), t))(seeds)
-    token = sample(logits, keys, sampling)
-    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, -1), token[:, None], -1)[:, 0]
+    token = sample(scores, keys, sampling)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(scores, -1), token[:, None], -1)[:, 0]
     return token, chosen
 
 
@@ -135,8 +135,8 @@ def label_logprobs(
     chunk = SCORE_CHUNK if s % SCORE_CHUNK == 0 else s
 
     def one(part: tuple[Array, Array]) -> Array:
-        logits = jax.nn.log_softmax(_logits(around, part[0], cfg), -1)
-        return jnp.take_along_axis(logits, part[1][..., None], -1)[..., 0]
+        scores = jax.nn.log_softmax(logits(around, part[0], cfg), -1)
+        return jnp.take_along_axis(scores, part[1][..., None], -1)[..., 0]
 
     def cut(y: Array) -> Array:
         return jnp.moveaxis(y.reshape(b, s // chunk, chunk, *y.shape[2:]), 1, 0)
@@ -144,7 +144,8 @@ def label_logprobs(
     return jnp.moveaxis(jax.lax.map(one, (cut(x), cut(labels))), 0, 1).reshape(b, s)
 
 
-def _logits(around: Params, x: Array, cfg: decoder.Config) -> Array:
+def logits(around: Params, x: Float[Array, "B S D"], cfg: decoder.Config) -> Float[Array, "B S V"]:
+    """The final norm and the output matrix on what `extend` gave."""
     return decoder.logits(around, norms.norm(x, around["final_norm"], cfg.norm_eps), cfg)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+sys.path.insert(0, str(Path(__file__).parent))  # for gguf_writer
 GOLDEN = Path(__file__).parent.parent / "golden"
 
 

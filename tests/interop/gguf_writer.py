@@ -70,7 +70,7 @@ def tiny_llama(path: Path, cfg, state, kind=np.float32):
 
 def metadata(cfg):
     alphabet = [chr(c) for c in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]  # 256 bytes
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet][: cfg.vocab_size - 1] + ["he"]
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *alphabet, "he"]
     return {
         "general.architecture": "llama",
         "llama.block_count": cfg.layers,
