@@ -8,8 +8,9 @@ bias, norm and rotary angle shows in the logits. Each file holds `ids` [B, S], `
 [L, B, S, D] (the residual stream before each layer), `config` (JSON, what the test needs to build the same
 model), `settings` (the config.json that Hugging Face writes) and `weight/NAME` arrays under its own names. The
 encoder's file also holds `token_types` and `real` [B, S], `states` [B, S, D] (the last layer) and `pooled` [B, D].
-gguf_blocks.npz holds `FORMAT/blocks` [N, bytes] and `FORMAT/values` [N, weights], the latter by the `gguf` package. minilm.npz holds `texts` and their `vectors` [N, 384] by all-MiniLM-L6-v2 in
-Transformers; it is written only with --minilm FOLDER, a folder with that model's files.
+gguf_blocks.npz holds `FORMAT/blocks` [N, bytes] and `FORMAT/values` [N, weights], the latter by the `gguf` package.
+minilm.npz holds `texts` and their `vectors` [N, 384] by all-MiniLM-L6-v2 in Transformers; it is written only with
+--minilm FOLDER, a folder with that model's files.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Engine:
         asked = list(requests)
         done: dict[int, Completion] = {}
         for indices in self._batches(asked, batch_size):
-            (last,) = collections.deque(self._decode([asked[i] for i in indices]), maxlen=1)
+            (last,) = collections.deque(self.decode([asked[i] for i in indices]), maxlen=1)
             for i, transcript in zip(indices, last, strict=True):
                 finish = "stop" if transcript.stopped else "length"
                 done[i] = Completion(transcript.text, tuple(transcript.ids), tuple(transcript.logprobs), finish)
@@ -112,7 +112,7 @@ class Engine:
     def stream(self, request: Request) -> Iterator[str]:
         """Pieces of the text as they settle; together they are the completion's text."""
         shown, transcript = 0, None
-        for (transcript,) in self._decode([request]):
+        for (transcript,) in self.decode([request]):
             settled = transcript.settled
             if len(settled) > shown:
                 yield settled[shown:]
@@ -151,8 +151,10 @@ class Engine:
             for start in range(0, len(members), batch_size):
                 yield members[start : start + batch_size]
 
-    def _decode(self, requests: Sequence[Request]) -> Iterator[list[Transcript]]:
-        """The transcripts of a batch after every step, until all are done."""
+    def decode(self, requests: Sequence[Request]) -> Iterator[list[Transcript]]:
+        """The transcripts of one batch after every step, until all are done; the requests share a sampling."""
+        if len({r.sampling for r in requests}) != 1:
+            raise ValueError("a batch is decoded with one sampling; `complete` sorts requests into such batches")
         cfg, vocabulary = self.model.cfg, self.model.vocabulary
         ids, valid = self._left_padded([r.prompt for r in requests])
         longest = max(r.max_new for r in requests)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def test_half_characters_and_beginnings_of_stop_strings_are_held_back():
 @given(st.text(max_size=30), st.lists(st.text(min_size=1, max_size=3), max_size=3))
 def test_settled_text_only_grows_and_ends_as_the_text(text, stop):
     transcript, settled = run(text, stop)
-    for one, other in zip(settled, settled[1:], strict=False):
+    for one, other in itertools.pairwise(settled):
         assert other.startswith(one)
     assert settled[-1] == transcript.text
     cuts = [text.find(s) for s in stop if s in text]
