@@ -168,9 +168,10 @@ class Engine:
             token, logprob = steps.draw(
                 self.around, x, seeds, jnp.asarray(t), cfg, requests[0].sampling, vocabulary.size
             )
-            for row, (transcript, request) in enumerate(zip(transcripts, requests, strict=True)):
+            drawn = zip(transcripts, requests, np.asarray(token), np.asarray(logprob), strict=False)  # not the padding
+            for transcript, request, own_token, own_logprob in drawn:
                 if t < request.max_new:
-                    transcript.add(int(token[row]), float(logprob[row]))
+                    transcript.add(int(own_token), float(own_logprob))
             yield transcripts
             if all(t + 1 >= r.max_new or x.stopped for x, r in zip(transcripts, requests, strict=True)):
                 return

@@ -83,8 +83,6 @@ def write_folder(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_
     """
     if shard_bytes < 1:
         raise ValueError(f"shard_bytes must be positive, got {shard_bytes}")
-    for stale in [folder / INDEX, *folder.glob("model*.safetensors")]:
-        stale.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as scratch:
         parts: list[tuple[Path, list[str]]] = []
         total = 0
@@ -92,6 +90,8 @@ def write_folder(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shard_
             total += sum(array.nbytes for array in shard.values())
             parts.append((Path(scratch) / str(len(parts)), list(shard)))
             _save(parts[-1][0], shard)
+        for stale in [folder / INDEX, *folder.glob("model*.safetensors")]:  # only now that the new ones are whole
+            stale.unlink(missing_ok=True)
         names = [SINGLE] if len(parts) == 1 else _numbered(len(parts))
         for (path, _), name in zip(parts, names, strict=True):
             os.replace(path, folder / name)

@@ -228,7 +228,10 @@ def test_what_no_family_can_express_is_an_error(tmp_path, cfg, family, message):
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_arrays_without_a_name_are_an_error(tmp_path):
+def test_arrays_without_a_name_are_an_error_that_leaves_the_folder_as_it_was(tmp_path):
     params = random_params(SMALL)
+    hugging_face.save(tmp_path, params, SMALL)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(ValueError, match="no name for adapters"):
         hugging_face.save(tmp_path, params | {"adapters": jnp.ones(3)}, SMALL)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
