@@ -237,40 +237,48 @@ def tensor(shape=(4,), kind=0, offset=0, name="a"):
 
 KEY = gguf_writer.text("k")
 FILES = {
-    "empty": b"",
-    "magic only": b"GGUF",
-    "version": head(0, 0, version=4),
-    "big endian": b"GGUF" + struct.pack(">IQQ", 3, 0, 0),
-    "2^63 entries": head(0, 2**63, b"\0" * 64),
-    "2^63 tensors": head(2**63, 0, b"\0" * 64),
-    "a string of 2^60": head(0, 1, struct.pack("<Q", 2**60) + b"\0" * 64),
-    "an array of 2^61 numbers": head(0, 1, KEY + struct.pack("<IIQ", 9, 4, 2**61) + b"\0" * 64),
-    "an array of 2^61 strings": head(0, 1, KEY + struct.pack("<IIQ", 9, 8, 2**61) + b"\0" * 64),
-    "arrays of arrays": head(0, 1, KEY + struct.pack("<IIQ", 9, 9, 1) + b"\0" * 64),
-    "a type that is none": head(0, 1, KEY + struct.pack("<I", 99) + b"\0" * 64),
-    "a key that is not text": head(0, 1, struct.pack("<Q", 2) + b"\xff\xfe" + gguf_writer.value(1)),
-    "a key twice": head(0, 2, 2 * (KEY + gguf_writer.value(1))),
-    "an alignment of 3": gguf_writer.gguf({"general.alignment": 3}, {}) + b"\0" * 32,
-    "an alignment in words": gguf_writer.gguf({"general.alignment": "32"}, {}) + b"\0" * 32,
-    "2^32 dimensions": head(1, 0, gguf_writer.text("a") + struct.pack("<I", 2**32 - 1) + b"\0" * 64),
-    "no dimensions": head(1, 0, gguf_writer.text("a") + struct.pack("<I", 0) + b"\0" * 64),
-    "a size of 2^63": head(1, 0, tensor((2**63,))),
-    "sizes whose product wraps": head(1, 0, tensor((2**32, 2**32))),
-    "a size of 0": head(1, 0, tensor((0,))),
-    "beyond the end": head(1, 0, tensor((4,), offset=2**40)),
-    "not aligned": head(1, 0, tensor((1,), offset=4)),
-    "an unknown format": head(1, 0, tensor((4,), kind=200)),
-    "half a block": head(1, 0, tensor((31,), kind=3)),
-    "a tensor twice": head(2, 0, tensor((1,))[:-64] + tensor((1,))),
-}  # fmt: skip
+    "empty": (b"", "cannot be read"),
+    "magic only": (b"GGUF", "truncated"),
+    "version": (head(0, 0, version=4), "version 4"),
+    "big endian": (b"GGUF" + struct.pack(">IQQ", 3, 0, 0), "version 50331648"),
+    "2^63 entries": (head(0, 2**63, b"\0" * 64), "claims 9223372036854775808 metadata"),
+    "2^63 tensors": (head(2**63, 0, b"\0" * 64), "claims 9223372036854775808 tensors"),
+    "a string of 2^60": (head(0, 1, struct.pack("<Q", 2**60) + b"\0" * 64), "1152921504606846976 bytes wanted"),
+    "an array of 2^61 numbers": (head(0, 1, KEY + struct.pack("<IIQ", 9, 4, 2**61) + b"\0" * 64), "bytes wanted"),
+    "an array of 2^61 strings": (
+        head(0, 1, KEY + struct.pack("<IIQ", 9, 8, 2**61) + b"\0" * 64),
+        "claims 2305843009213693952 strings",
+    ),
+    "arrays of arrays": (head(0, 1, KEY + struct.pack("<IIQ", 9, 9, 1) + b"\0" * 64), "only numbers and strings"),
+    "a type that is none": (head(0, 1, KEY + struct.pack("<I", 99) + b"\0" * 64), "metadata of type 99"),
+    "a key that is not text": (head(0, 1, struct.pack("<Q", 2) + b"\xff\xfe" + gguf_writer.value(1)), "not UTF-8"),
+    "a key twice": (head(0, 2, 2 * (KEY + gguf_writer.value(1))), "'k' twice"),
+    "an alignment of 3": (gguf_writer.gguf({"general.alignment": 3}, {}) + b"\0" * 32, "alignment is 3"),
+    "an alignment in words": (gguf_writer.gguf({"general.alignment": "32"}, {}) + b"\0" * 32, "alignment is '32'"),
+    "2^32 dimensions": (
+        head(1, 0, gguf_writer.text("a") + struct.pack("<I", 2**32 - 1) + b"\0" * 64),
+        "4294967295 dimensions",
+    ),
+    "no dimensions": (head(1, 0, gguf_writer.text("a") + struct.pack("<I", 0) + b"\0" * 64), "0 dimensions"),
+    "a size of 2^63": (head(1, 0, tensor((2**63,))), "needs 36893488147419103232 bytes"),
+    "sizes whose product wraps": (head(1, 0, tensor((2**32, 2**32))), "needs 73786976294838206464 bytes"),
+    "a size of 0": (head(1, 0, tensor((0,))), "not made of blocks"),
+    "beyond the end": (head(1, 0, tensor((4,), offset=2**40)), "needs 16 bytes at 10995"),
+    "not aligned": (head(1, 0, tensor((1,), offset=4)), "needs 4 bytes at"),
+    "an unknown format": (head(1, 0, tensor((4,), kind=200)), "number format 200"),
+    "half a block": (head(1, 0, tensor((31,), kind=3)), "not made of blocks of 32"),
+    "a tensor twice": (head(2, 0, tensor((1,))[:-64] + tensor((1,))), "'a' twice"),
+}
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_a_gguf_file_that_lies(tmp_path, case):
     path = tmp_path / "model.gguf"
-    path.write_bytes(FILES[case])
-    with pytest.raises(DataError, match=r"model\.gguf"):
+    data, words = FILES[case]
+    path.write_bytes(data)
+    with pytest.raises(DataError) as found:
         gguf_file.open_file(path)
+    assert words in str(found.value) and str(path) in str(found.value), str(found.value)
 
 
 def test_every_truncation_of_a_gguf_file_is_noticed(tmp_path):
