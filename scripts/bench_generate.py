@@ -1,10 +1,12 @@
 """Decoding speed on this machine's CPU, beside llama.cpp on the same float32 weights, in one run.
 
-    pip install xllamacpp gguf && python scripts/bench_generate.py            # about two minutes on two idle cores
+    pip install xllamacpp gguf && python scripts/bench_generate.py
+    python scripts/bench_generate.py --threads 1      # one core each; the only fair choice on a machine that others use too
 
 Writes the dequantised SmolLM2-135M-Instruct as a float32 GGUF file (538 MB, deleted afterwards), checks that both
-programs continue a prompt with the same tokens, then times them in turn: NEW greedy tokens after a chat prompt, one
-sequence at a time, and eight sequences in one batch. Every figure is the best of ROUNDS; prompt processing is timed apart.
+programs continue a prompt with the same tokens, then times them in turn: greedy tokens after a chat prompt, one sequence
+at a time, and eight sequences in one batch. A rate is NEW - 1 tokens over the time of NEW tokens less the time of one,
+each the best of ROUNDS, so reading the prompt does not count. Times are the clock's, and the process's own CPU seconds.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import platform
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,29 +70,27 @@ def llama_server(path: Path, threads: int) -> Any:
     return x.Server(params)
 
 
-def llama_run(server: Any, ids: list[int], new: int) -> tuple[list[str], float, float]:
-    """(pieces, tokens/s while decoding, tokens/s while reading the prompt), the latter two by llama.cpp's own clock."""
+def llama_run(server: Any, ids: list[int], new: int) -> list[str]:
+    """The pieces of text of `new` greedy tokens."""
     asked = {
         "prompt": ids, "max_tokens": new, "n_predict": new, "temperature": 0.0, "cache_prompt": False,
         "ignore_eos": True, "logprobs": 1, "n_probs": 1,
     }  # fmt: skip
     answer = server.handle_completions(asked)
     answer = json.loads(answer) if isinstance(answer, str) else answer
-    timings = answer["timings"]
-    pieces = [entry["token"] for entry in answer["choices"][0]["logprobs"]["content"]]
-    return pieces, timings["predicted_per_second"], timings["prompt_per_second"]
+    return [entry["token"] for entry in answer["choices"][0]["logprobs"]["content"]]
 
 
-def our_run(engine: Engine, ids: list[int], new: int, batch: int) -> tuple[list[int], float, float]:
-    """(token ids of a row, tokens/s over all rows while decoding, prompt tokens/s), through the public loop."""
-    requests = [Request(tuple(ids), max_new=new) for _ in range(batch)]
-    start = time.perf_counter()
-    times, ids_so_far = [], []
-    for transcripts in engine.decode(requests):
-        times.append(time.perf_counter())
-        ids_so_far = transcripts[0].ids
-    first, end = times[0], times[-1]
-    return ids_so_far, batch * (new - 1) / (end - first), batch * len(ids) / (first - start)
+def our_run(engine: Engine, ids: list[int], new: int, batch: int) -> tuple[int, ...]:
+    """The token ids of a row, through the public call."""
+    return engine.complete([Request(tuple(ids), max_new=new) for _ in range(batch)], batch_size=batch)[0].ids
+
+
+def timed(run: Callable[[], Any]) -> np.ndarray:
+    """[seconds, CPU seconds of this process] of a call."""
+    start = np.array([time.perf_counter(), time.process_time()])
+    run()
+    return np.array([time.perf_counter(), time.process_time()]) - start
 
 
 def bandwidth(rounds: int = 5) -> float:
@@ -112,9 +113,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--new", type=int, default=64, help="tokens to decode")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="cores for either program")
     options = parser.parse_args()
     keep_compiled()
+    os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[: options.threads]))  # before JAX counts its threads
     load = os.getloadavg()[0]
     start = time.perf_counter()
     model = text_model.load("smollm2")
@@ -126,27 +128,32 @@ def main() -> None:
         path = Path(scratch) / "float32.gguf"
         write_float32(text_model.PACKAGES["smollm2"].locate() / name, path)
         server = llama_server(path, options.threads)
-        pieces, *_ = llama_run(server, ids, options.new)
-        same = agreement(model, our_run(engine, ids, options.new, 1)[0], pieces)
-        our_run(engine, ids, options.new, BATCH)
-        speeds: dict[str, list[tuple[float, float]]] = {}
+        same = agreement(model, our_run(engine, ids, options.new, 1), llama_run(server, ids, options.new))
+        programs: dict[str, tuple[int, Callable[[int], Any]]] = {
+            "llama.cpp, one sequence": (1, lambda new: llama_run(server, ids, new)),
+            "jaxpt, one sequence": (1, lambda new: our_run(engine, ids, new, 1)),
+            f"jaxpt, {BATCH} sequences": (BATCH, lambda new: our_run(engine, ids, new, BATCH)),
+        }
+        our_run(engine, ids, options.new, BATCH)  # compiles
+        times: dict[tuple[str, int], list[np.ndarray]] = {}
         for _ in range(options.rounds):
-            speeds.setdefault("llama.cpp, one sequence", []).append(llama_run(server, ids, options.new)[1:])
-            speeds.setdefault("jaxpt, one sequence", []).append(our_run(engine, ids, options.new, 1)[1:])
-            speeds.setdefault(f"jaxpt, {BATCH} sequences", []).append(our_run(engine, ids, options.new, BATCH)[1:])
+            for program, (_, run) in programs.items():
+                for new in (1, options.new):
+                    times.setdefault((program, new), []).append(timed(lambda run=run, new=new: run(new)))
         del server
-    best = {name: np.max(rows, 0) for name, rows in speeds.items()}
-    base = best["llama.cpp, one sequence"][0]
+    best = {key: np.min(rows, 0) for key, rows in times.items()}
+    rates = {p: n * (options.new - 1) / (best[p, options.new] - best[p, 1]) for p, (n, _) in programs.items()}
+    base = rates["llama.cpp, one sequence"]
     print(
-        f"\n{platform.processor() or platform.machine()}, {options.threads} threads, load before the run {load:.1f}, "
+        f"\n{platform.machine()}, {options.threads} threads, load before the run {load:.1f}, {bandwidth():.0f} GB/s; "
     )
-    print(f"{bandwidth():.0f} GB/s; the first {same} of {options.new} greedy tokens agree\n")
-    print("| | tokens/s | of llama.cpp, one sequence | prompt tokens/s |\n|---|---|---|---|")
-    for name, (decode, prompt) in best.items():
-        print(f"| {name} | {decode:.1f} | {decode / base:.2f} | {prompt:.0f} |")
+    print(f"the first {same} of {options.new} greedy tokens agree\n")
+    print("| | tokens/s | of llama.cpp | tokens per CPU second | of llama.cpp |\n|---|---|---|---|---|")
+    for program, (clock, cpu) in rates.items():
+        print(f"| {program} | {clock:.1f} | {clock / base[0]:.2f} | {cpu:.1f} | {cpu / base[1]:.2f} |")
 
 
-def agreement(model: text_model.TextModel, ids: list[int], pieces: list[str]) -> int:
+def agreement(model: text_model.TextModel, ids: Sequence[int], pieces: list[str]) -> int:
     """How many of the first tokens have the same text."""
     ours = [model.vocabulary.decode([i]) for i in ids]
     return next((n for n, (a, b) in enumerate(zip(ours, pieces, strict=False)) if a != b), min(len(ours), len(pieces)))

@@ -27,7 +27,7 @@ CONFIGS = {
         **SIZES, norm="layer", activation="gelu_tanh", bias=True, rotary_fraction=0.0, learned_positions=40, tied_head=True
     ),
 }  # fmt: skip
-PROMPTS = ["a", "some text", "the third prompt", "another, of more than sixteen bytes"]
+PROMPTS = ["a", "another, of more than sixteen bytes", "the third"]
 WARM = Sampling(temperature=1.0, top_p=0.95)
 
 
@@ -53,7 +53,7 @@ def test_greedy_completions_are_the_argmax_of_the_full_pass(name):
     e = engine(name, stop_ids=())
     requests = [e.prompt(text, max_new=4) for text in PROMPTS]
     run = jax.jit(lambda p, x: jax.nn.log_softmax(decoder.apply(p, x, CONFIGS[name])[..., :259], -1))
-    for request, completion in zip(requests, e.complete(requests), strict=True):
+    for request, completion in zip(requests, e.complete(requests, batch_size=4), strict=True):
         whole = np.zeros((1, 40), np.int32)
         whole[0, : len(request.prompt) + 4] = (*request.prompt, *completion.ids)
         expected = np.asarray(run(e.model.params, jnp.asarray(whole)))[0, len(request.prompt) - 1 :][:4]
@@ -68,9 +68,9 @@ def test_a_text_follows_from_its_request_alone():
     requests = [e.prompt(text, max_new=6, seed=i, sampling=WARM) for i, text in enumerate([*PROMPTS, "a"])]
     together = e.complete(requests)
     alone = [e.complete([r])[0] for r in requests]
-    backwards = e.complete(requests[::-1], batch_size=2)[::-1]
+    backwards = e.complete(requests[::-1])[::-1]
     assert [c.ids for c in together] == [c.ids for c in alone] == [c.ids for c in backwards]
-    assert together[0].ids != together[4].ids  # the same prompt with another seed
+    assert together[0].ids != together[3].ids  # the same prompt with another seed
     for one, other in zip(together, alone, strict=True):
         np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
 
