@@ -1,6 +1,6 @@
 """Decoding speed on this machine's CPU, beside llama.cpp on the same float32 weights, in one run.
 
-    pip install xllamacpp gguf && python scripts/bench_generate.py
+    pip install -e ".[bench]" && python scripts/bench_generate.py
     python scripts/bench_generate.py --threads 1      # one core each; the only fair choice on a machine that others use too
 
 Writes the dequantised SmolLM2-135M-Instruct as a float32 GGUF file (538 MB, deleted afterwards), checks that both
