@@ -118,6 +118,10 @@ class HFVocabulary:
             raise DataError(f"the {role} token {named!r} is not in the tokenizer's {len(ids)} tokens")
         return next((ids[name] for name in ((named,) if named is not None else names) if name in ids), None)
 
+    def token_id(self, token: str) -> int | None:
+        """The id of a token by its spelling, such as "<|im_end|>"."""
+        return self._tokenizer.token_to_id(token)
+
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 

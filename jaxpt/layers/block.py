@@ -43,6 +43,7 @@ class BlockConfig:
       rotary_fraction: share of each head's dimensions that rotate; 0 for models without rotary positions.
       bias: biases on every linear (GPT-2, GPT-NeoX).
       parallel_residual: attention and feed-forward read the same residual stream (GPT-NeoX).
+      post_norm: norms follow the residual sums in place of opening the sublayers (BERT).
       initializer_stddev: of dense matrices; None for U(+-1/sqrt(in)).
       weights: (path pattern, form) rules for the matrices; what no rule names is dense.
       attention: "auto", "xla", "cudnn" or "splash".
@@ -60,6 +61,7 @@ class BlockConfig:
     rotary_base: float = 10_000.0
     bias: bool = False
     parallel_residual: bool = False
+    post_norm: bool = False
     initializer_stddev: float | None = 0.02
     weights: weights.Rules = ()
     attention: str = "auto"
@@ -145,17 +147,29 @@ def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks") ->
 def block(
     x: Float[Array, "B S D"], p: Params, cfg: BlockConfig, context: Context, cache: Cache | None = None
 ) -> tuple[Float[Array, "B S D"], Cache | None]:
-    """One pre-norm block. Returns the residual stream, and the cache with this call's keys and values if one was given."""
+    """One block. Returns the residual stream, and the cache with this call's keys and values if one was given.
+
+    Raises:
+      ValueError: parallel_residual and post_norm together.
+    """
+    if cfg.post_norm and cfg.parallel_residual:
+        raise ValueError("post_norm orders the sublayers one after the other; it excludes parallel_residual")
+
+    def before(x: Array, norm: str) -> Array:
+        return x if cfg.post_norm else norms.norm(x, p[norm], cfg.norm_eps)
+
+    def after(x: Array, norm: str) -> Array:
+        return norms.norm(x, p[norm], cfg.norm_eps) if cfg.post_norm else x
 
     def adapt(site: str, inner: Array, y: Array) -> Array:
         return y if context.hook is None else context.hook(site, inner, y, p)
 
     x = constrain(x, "batch", "sequence", "features")
-    inner = norms.norm(x, p["attention_norm"], cfg.norm_eps)
+    inner = before(x, "attention_norm")
     y, cache = self_attention(inner, p["attention"], cfg, context, cache)
-    after_attention = x + adapt("attention", inner, y)
-    inner = norms.norm(x if cfg.parallel_residual else after_attention, p["mlp_norm"], cfg.norm_eps)
-    x = after_attention + adapt("mlp", inner, mlp(inner, p["mlp"], cfg.activation))
+    after_attention = after(x + adapt("attention", inner, y), "attention_norm")
+    inner = before(x if cfg.parallel_residual else after_attention, "mlp_norm")
+    x = after(after_attention + adapt("mlp", inner, mlp(inner, p["mlp"], cfg.activation)), "mlp_norm")
     return constrain(x, "batch", "sequence", "features"), cache
 
 

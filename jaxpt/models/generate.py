@@ -1,4 +1,6 @@
-"""Decoding with a key/value cache: temperature, top-k and top-p, per-row keys, left-padded prompts.
+"""Decoding with a key/value cache: temperature, top-k, top-p and min-p, per-row keys, left-padded prompts.
+
+For texts in and texts out, batched and with stop strings, see `jaxpt.generate`.
 
 tokens = generate(params, prompts, cfg, key=jax.random.key(0), steps=64, sampling=Sampling(temperature=0.8, top_p=0.95))
 """
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +23,19 @@ from jaxpt.models import decoder
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. Temperature 0 is greedy; top_k 0 and top_p 1 keep every token."""
+    """How the next token is drawn. Temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 keep every token.
+
+    min_p drops tokens less likely than min_p times the likeliest (arXiv 2407.01082). Order: temperature, k, top p, min p.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"need temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self}")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not 0 <= self.min_p <= 1:
+            raise ValueError(f"need temperature >= 0, top_k >= 0, 0 < top_p <= 1 and 0 <= min_p <= 1, got {self}")
 
 
 def empty_cache(cfg: decoder.Config, batch: int, length: int) -> Cache:
@@ -40,8 +47,8 @@ def empty_cache(cfg: decoder.Config, batch: int, length: int) -> Cache:
     if 0 < cfg.learned_positions < length:
         raise ValueError(f"{length} tokens (prompt and new) asked for, but learned_positions={cfg.learned_positions}")
     shape = (cfg.layers, batch, length, cfg.groups, cfg.per_head)
-    kv = jnp.zeros(shape, cfg.compute_dtype)
-    return Cache(kv, kv, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+    k, v = jnp.zeros(shape, cfg.compute_dtype), jnp.zeros(shape, cfg.compute_dtype)  # two, so that both can be donated
+    return Cache(k, v, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
 
 def extend(
@@ -52,20 +59,30 @@ def extend(
     Args:
       valid: False at left padding, which takes no position and is seen by nobody.
     """
-    valid = jnp.ones(ids.shape, bool) if valid is None else valid
-    seen = cache.valid.sum(-1, keepdims=True)
-    slots = jax.lax.dynamic_update_slice_in_dim(cache.valid, valid, cache.length, 1)
-    mask = masks.Mask(
-        causal=True,
-        query_start=cache.length,
-        segments=valid.astype(jnp.int32),
-        key_segments=slots.astype(jnp.int32),
-    )
-    positions = jnp.maximum(seen + jnp.cumsum(valid, -1) - 1, 0)
+    positions, mask, slots = place(cache.valid, cache.length, jnp.ones(ids.shape, bool) if valid is None else valid)
     hidden = decoder.hidden_states(params, ids, cfg, positions=positions, mask=mask, cache=cache)
     assert hidden.cache is not None
     grown = dataclasses.replace(hidden.cache, valid=slots, length=cache.length + ids.shape[1])
     return decoder.logits(params, hidden.final, cfg), grown
+
+
+def place(
+    cached: Bool[Array, "B T"], length: Int[Array, ""], valid: Bool[Array, "B S"]
+) -> tuple[Int[Array, "B S"], masks.Mask, Bool[Array, "B T"]]:
+    """Where new tokens go: their positions, whom they see, and the cache's `valid` once they are in it.
+
+    Args:
+      cached, length: `valid` and `length` of the cache before.
+    """
+    seen = cached.sum(-1, keepdims=True)
+    slots = jax.lax.dynamic_update_slice_in_dim(cached, valid, length, 1)
+    mask = masks.Mask(
+        causal=True,
+        query_start=length,
+        segments=valid.astype(jnp.int32),
+        key_segments=slots.astype(jnp.int32),
+    )
+    return jnp.maximum(seen + jnp.cumsum(valid, -1) - 1, 0), mask, slots
 
 
 def sample(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: Sampling) -> Int[Array, " B"]:
@@ -76,7 +93,8 @@ def sample(logits: Float[Array, "B V"], keys: Key[Array, " B"], sampling: Sampli
 
 
 def truncate(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """-inf outside the top k tokens, then outside the smallest set with probability >= top_p (never empty)."""
+    """-inf outside the top k tokens, the smallest set with probability >= top_p, and min_p times the likeliest token's
+    probability, one after the other; never empty."""
     if sampling.top_k:
         kth = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
@@ -86,6 +104,8 @@ def truncate(logits: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B
         # keep a token while the mass before it is below top_p
         last = jnp.sum(mass - jax.nn.softmax(ordered, -1) < sampling.top_p, -1, keepdims=True) - 1
         logits = jnp.where(logits < jnp.take_along_axis(ordered, last, -1), -jnp.inf, logits)
+    if sampling.min_p:
+        logits = jnp.where(logits < logits.max(-1, keepdims=True) + math.log(sampling.min_p), -jnp.inf, logits)
     return logits
 
 

@@ -25,6 +25,7 @@ from jax.sharding import Mesh
 from jaxpt.core import spec as specs
 from jaxpt.core.config import override, parse_overrides
 from jaxpt.core.types import Params, PyTree
+from jaxpt.layers import stack
 from jaxpt.models import decoder
 from jaxpt.objectives import causal_lm
 from jaxpt.sharding import collectives, cost, hlo, topology
@@ -163,9 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--length", type=int, default=None, help="tokens of a sequence")
     parser.add_argument("--accumulate", type=int, default=None, help="microbatches of an update")
     parser.add_argument("--microbatch", type=int, default=None, help="instead: sequences of a microbatch on one chip")
-    parser.add_argument(
-        "--remat", default=None, choices=sorted(decoder.REMAT), help="what the backward pass recomputes"
-    )
+    parser.add_argument("--remat", default=None, choices=sorted(stack.REMAT), help="what the backward pass recomputes")
     parser.add_argument("--suggest", action="store_true", help="where it does not fit, compile settings that may")
     parser.add_argument(
         "--weak-scaling", default=None, metavar="TOPOLOGY", help="the same batch per chip there: the gate"

@@ -28,6 +28,7 @@ from jaxpt.core import spec as specs
 from jaxpt.core import trees
 from jaxpt.core.names import nearest_error
 from jaxpt.core.types import Params, PyTree
+from jaxpt.layers import stack
 from jaxpt.layers.mlp import gated
 from jaxpt.models import decoder
 from jaxpt.objectives.cross_entropy import chunk_length
@@ -141,8 +142,8 @@ def _state_bytes(state: PyTree, spec: Params, share: Mapping[str, int]) -> float
 
 def _saved(cfg: decoder.Config, tokens: int, model: int) -> float:
     """Bytes that the forward pass keeps of every layer."""
-    if cfg.remat not in decoder.REMAT:
-        raise nearest_error("remat policy", cfg.remat, decoder.REMAT)
+    if cfg.remat not in stack.REMAT:
+        raise nearest_error("remat policy", cfg.remat, stack.REMAT)
     n, width = jnp.dtype(cfg.compute_dtype).itemsize, cfg.width
     heads, groups = cfg.heads * cfg.per_head / model, cfg.groups * cfg.per_head / model
     ffn = (2 if gated(cfg.activation) else 1) * cfg.ffn / model

@@ -1,13 +1,9 @@
-"""Lets the tests import `hugging_face_names` beside them, and compiles quickly instead of well."""
+"""Compiles quickly instead of well."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True, scope="module")

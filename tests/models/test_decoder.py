@@ -131,6 +131,7 @@ def test_a_score_is_added_in_every_layer():
 
 def test_a_hook_can_add_an_adapter():
     """A bottleneck beside every sublayer, its weights in the tree: nothing at zero, something after."""
+    params()  # made here, not while tracing, where the cache would keep tracers
     keys = iter(jax.random.split(jax.random.key(2), 4))
     adapters = {
         site: {"down": jax.random.normal(next(keys), (3, 2, 16)), "up": jnp.zeros((3, 16, 2))}

@@ -7,7 +7,6 @@ import functools
 import json
 from pathlib import Path
 
-import hugging_face_names
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,15 +14,17 @@ import pytest
 
 from jaxpt.core import spec as specs
 from jaxpt.core import trees
+from jaxpt.interop.families import FAMILIES
+from jaxpt.interop.names import Arrays, from_state
 from jaxpt.models import decoder, generate
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = {
-    "llama": hugging_face_names.llama,
-    "llama_tied": hugging_face_names.llama,
-    "gpt2": hugging_face_names.gpt2,
-    "neox_parallel": hugging_face_names.neox,
-    "neox_sequential": hugging_face_names.neox,
+    "llama": "llama",
+    "llama_tied": "llama",
+    "gpt2": "gpt2",
+    "neox_parallel": "gpt_neox",
+    "neox_sequential": "gpt_neox",
 }
 TOLERANCE = 1e-4
 
@@ -34,7 +35,8 @@ def golden(name: str):
         arrays = dict(file)
     cfg = decoder.Config(**json.loads(str(arrays.pop("config"))))
     state = {k.removeprefix("weight/"): v for k, v in arrays.items() if k.startswith("weight/")}
-    return cfg, NAMES[name](state, cfg), jnp.asarray(arrays["ids"]), arrays["logits"], arrays["hidden"]
+    params = from_state(Arrays(state), decoder.spec(cfg), FAMILIES[NAMES[name]].pieces(cfg))
+    return cfg, params, jnp.asarray(arrays["ids"]), arrays["logits"], arrays["hidden"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -156,7 +156,18 @@ def test_samples_follow_the_tempered_truncated_distribution():
     assert frequency[0] == frequency[4] == 0
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str)
+def test_min_p_keeps_what_is_likely_enough():
+    """Of what top-k left, tokens with at least 0.1 times the likeliest one's probability."""
+    logits = jnp.log(jnp.asarray([[0.5, 0.3, 0.1, 0.06, 0.04]]))
+    kept = jnp.isfinite(truncate(logits, Sampling(min_p=0.1)))
+    assert kept.tolist() == [[True, True, True, True, False]]
+    assert jnp.isfinite(truncate(logits, Sampling(top_k=2, min_p=0.1))).sum() == 2
+    assert jnp.isfinite(truncate(logits, Sampling(min_p=1.0))).sum() == 1
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 1.5}], ids=str
+)
 def test_impossible_sampling_is_an_error(wrong):
     with pytest.raises(ValueError, match="need temperature >= 0"):
         Sampling(**wrong)
