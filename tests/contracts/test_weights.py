@@ -50,6 +50,12 @@ FORMS = {
         weights.SparseLowRank(rank=2, density=1.0), any_matrix, 2 * (OUT + IN) + OUT * IN
     ),
     "sparse, rank 0": Row(weights.SparseLowRank(rank=0, density=1.0), any_matrix, OUT * IN),
+    "sparse low rank, uniform tiles": Row(
+        weights.SparseLowRank(rank=4, density=0.25, support="uniform_tiles"), rank_4, 4 * (OUT + IN) + OUT * IN // 4
+    ),
+    "sparse low rank, balanced tiles": Row(
+        weights.SparseLowRank(rank=4, density=0.25, support="tile_balanced"), rank_4, 4 * (OUT + IN) + OUT * IN // 4
+    ),
     "low rank by way of no sparse part": Row(weights.SparseLowRank(rank=4, density=0.0), rank_4, 4 * (OUT + IN)),
 }
 
