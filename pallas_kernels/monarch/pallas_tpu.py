@@ -1,0 +1,204 @@
+"""TPU kernels: both factors in one pass over the tokens, the middle activation never in main memory.
+
+The weights stay in VMEM (of G groups of output blocks, one group at a time where they do not fit). Forward reads x and writes
+y; backward reads x and dY, computes the middle activation again, and writes dX and both weight gradients, which are summed
+over the tokens in VMEM in float32. Outputs are in block order.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+from pallas_kernels.common.call import LANES, inside, like, precision, round_up, tpu_call
+
+NT, NN, TN = ((1,), (1,)), ((1,), (0,)), ((0,), (0,))  # which axes of two matrices are contracted
+
+
+class Sizes(NamedTuple):
+    """Tokens per step, forward and backward, and the groups in which the output blocks are taken, forward and backward."""
+
+    tokens: int
+    backward_tokens: int
+    groups: int
+    backward_groups: int
+
+
+def _dot(a: Any, b: Any, contract: Any) -> Any:
+    return jax.lax.dot_general(
+        a, b, (contract, ((), ())), preferred_element_type=jnp.float32, precision=precision(a.dtype)
+    )
+
+
+def _first_factor(x: list[Any], w1: Any) -> list[Any]:
+    """z_l [T, K C] for every output block l of the group, from the K blocks of x [T, p]."""
+    l, k, c, p = w1.shape  # noqa: E741
+    h = [_dot(x[i], w1[:, i].reshape(l * c, p), NT).astype(x[i].dtype) for i in range(k)]
+    return [jnp.concatenate([h[i][:, j * c : (j + 1) * c] for i in range(k)], axis=1) for j in range(l)]
+
+
+def _forward_kernel(x, w1, w2, y) -> None:  # noqa: ANN001
+    k, p, s = w1.shape[1], w1.shape[3], w2.shape[1]
+    for j, z in enumerate(_first_factor([x[:, i * p : (i + 1) * p] for i in range(k)], w1)):
+        y[:, j * s : (j + 1) * s] = _dot(z, w2[j], NT).astype(y.dtype)
+
+
+def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens) -> None:  # noqa: ANN001
+    l, k, c, p = w1.shape  # noqa: E741
+    s, step = w2.shape[1], pl.program_id(2)
+
+    @pl.when(step == 0)
+    def _() -> None:
+        dw1[...] = jnp.zeros_like(dw1)
+        dw2[...] = jnp.zeros_like(dw2)
+
+    start = (pl.program_id(0) * pl.num_programs(2) + step) * x.shape[0]
+    x_blocks = [inside(x[:, i * p : (i + 1) * p], (start, 0), (tokens, p)) for i in range(k)]
+    dz = []
+    for j, z in enumerate(_first_factor(x_blocks, w1)):
+        dy_j = inside(dy[:, j * s : (j + 1) * s], (start, 0), (tokens, s))
+        dw2[0, j] += _dot(dy_j, z, TN)
+        dz.append(_dot(dy_j, w2[j], NN).astype(x.dtype))
+    for i in range(k):
+        dh = jnp.concatenate([d[:, i * c : (i + 1) * c] for d in dz], axis=1)  # [T, L C]
+        dx[0, :, i * p : (i + 1) * p] = _dot(dh, w1[:, i].reshape(l * c, p), NN).astype(dx.dtype)
+        dw1[0, :, i] += _dot(dh, x_blocks[i], TN).reshape(l, c, p)
+
+
+def forward(
+    x: Float[Array, "T I"], w1: Float[Array, "L K C p"], w2: Float[Array, "L s KC"], sizes: Sizes, scratch: int
+) -> Float[Array, "T O"]:
+    """y [T, L s] in block order."""
+    (l, k, c, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
+    g, tokens = sizes.groups, min(sizes.tokens, round_up(t, 16))
+    once = pl.Buffered(1 if g == 1 else 2)
+    return tpu_call(
+        _forward_kernel,
+        like((t, l * s), x.dtype, x, w1, w2),
+        x,
+        w1,
+        w2,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=0,
+            grid=(g, pl.cdiv(t, tokens)),
+            in_specs=[
+                pl.BlockSpec((tokens, k * p), lambda j, i: (i, 0)),
+                pl.BlockSpec((l // g, k, c, p), lambda j, i: (j, 0, 0, 0), pipeline_mode=once),
+                pl.BlockSpec((l // g, s, k * c), lambda j, i: (j, 0, 0), pipeline_mode=once),
+            ],
+            out_specs=pl.BlockSpec((tokens, l // g * s), lambda j, i: (i, j)),
+        ),
+        semantics=("parallel", "parallel"),
+        scratch=scratch,
+        flops=2 * t * (w1.size + w2.size),
+        nbytes=g * x.nbytes + w1.nbytes + w2.nbytes + t * l * s * x.dtype.itemsize,
+        name="monarch_forward",
+    )
+
+
+def backward(
+    x: Float[Array, "T I"],
+    dy: Float[Array, "T O"],
+    w1: Float[Array, "L K C p"],
+    w2: Float[Array, "L s KC"],
+    sizes: Sizes,
+    scratch: int,
+    cores: int,
+) -> tuple[Float[Array, "T I"], Float[Array, "L K C p"], Float[Array, "L s KC"]]:
+    """(dX, dw1, dw2). With several groups or cores each gives its own part, which are then summed."""
+    (l, k, c, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
+    g, tokens = sizes.backward_groups, min(sizes.backward_tokens, round_up(t, 16))
+    steps = pl.cdiv(t, tokens)
+    cores = cores if steps % cores == 0 else 1
+    per_core = steps // cores
+    once = pl.Buffered(1 if g == 1 else 2)
+    first = pl.BlockSpec((l // g, k, c, p), lambda m, j, i: (j, 0, 0, 0), pipeline_mode=once)
+    second = pl.BlockSpec((l // g, s, k * c), lambda m, j, i: (j, 0, 0), pipeline_mode=once)
+    dx, dw1, dw2 = tpu_call(
+        functools.partial(_backward_kernel, tokens=t),
+        [
+            like((g, t, k * p), x.dtype if g == 1 else jnp.float32, x, dy, w1, w2),
+            like((cores, *w1.shape), jnp.float32, x, dy, w1, w2),
+            like((cores, *w2.shape), jnp.float32, x, dy, w1, w2),
+        ],
+        x,
+        dy,
+        w1,
+        w2,
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=0,
+            grid=(cores, g, per_core),
+            in_specs=[
+                pl.BlockSpec((tokens, k * p), lambda m, j, i: (m * per_core + i, 0)),
+                pl.BlockSpec((tokens, l // g * s), lambda m, j, i: (m * per_core + i, j)),
+                first,
+                second,
+            ],
+            out_specs=[
+                pl.BlockSpec((1, tokens, k * p), lambda m, j, i: (j, m * per_core + i, 0)),
+                pl.BlockSpec((1, l // g, k, c, p), lambda m, j, i: (m, j, 0, 0, 0), pipeline_mode=once),
+                pl.BlockSpec((1, l // g, s, k * c), lambda m, j, i: (m, j, 0, 0), pipeline_mode=once),
+            ],
+        ),
+        semantics=("parallel", "arbitrary", "arbitrary"),
+        scratch=scratch,
+        flops=6 * t * w1.size + 4 * t * w2.size,
+        nbytes=(g * 2 * x.nbytes) + dy.nbytes + (1 + cores * 4 / x.dtype.itemsize) * (w1.nbytes + w2.nbytes),
+        name="monarch_backward",
+    )
+    dx = dx[0] if g == 1 else dx.sum(0)
+    return dx.astype(x.dtype), dw1.sum(0).astype(w1.dtype), dw2.sum(0).astype(w2.dtype)
+
+
+def forward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:
+    """Bytes of VMEM that the forward kernel needs: its blocks, the resident weights, values between the products."""
+    return _weight_bytes(dtype, w1, w2, sizes.groups, 0) + _value_bytes(dtype, w1, w2, sizes.tokens, sizes.groups)
+
+
+def backward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:
+    """The same of the backward kernel, which also holds the weights' gradients in float32."""
+    values = _value_bytes(dtype, w1, w2, sizes.backward_tokens, sizes.backward_groups)
+    return _weight_bytes(dtype, w1, w2, sizes.backward_groups, 4) + 2 * values
+
+
+def _weight_bytes(dtype: Any, w1: Any, w2: Any, groups: int, sums: int) -> int:
+    (l, k, c, p), s = w1.shape, w2.shape[1]  # noqa: E741
+    entries = (l * k * c * round_up(p, LANES) + l * s * round_up(k * c, LANES)) // groups
+    return entries * (jnp.dtype(dtype).itemsize + sums) * (1 if groups == 1 else 2)
+
+
+def _value_bytes(dtype: Any, w1: Any, w2: Any, tokens: int, groups: int) -> int:
+    (l, k, c, p), s, item = w1.shape, w2.shape[1], jnp.dtype(dtype).itemsize  # noqa: E741
+    middle = tokens * k * round_up(l * c // groups, LANES)
+    return 2 * item * tokens * (k * p + l * s // groups) + middle * (4 + 2 * item)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def monarch_tpu(
+    x: Float[Array, "T I"],
+    w1: Float[Array, "L K C p"],
+    w2: Float[Array, "L s KC"],
+    sizes: Sizes,
+    scratch: int,
+    cores: int,
+) -> Float[Array, "T O"]:
+    """y [T, L s] in block order; x is K p wide. Saves x and the weights."""
+    return forward(x, w1, w2, sizes, scratch)
+
+
+def _forward(x, w1, w2, sizes, scratch, cores):  # noqa: ANN001, ANN202
+    return forward(x, w1, w2, sizes, scratch), (x, w1, w2)
+
+
+def _backward(sizes, scratch, cores, saved, dy):  # noqa: ANN001, ANN202
+    x, w1, w2 = saved
+    return backward(x, dy, w1, w2, sizes, scratch, cores)
+
+
+monarch_tpu.defvjp(_forward, _backward)
