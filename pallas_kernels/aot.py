@@ -8,19 +8,25 @@ bytes, against the least possible bytes. Nothing is run, and no time but the com
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.layout import Format, Layout
 from jax.sharding import AbstractDevice, AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from jaxpt.core.files import write_json
 from jaxpt.core.names import nearest_error
 from jaxpt.sharding import AXES, MeshConfig, make_mesh
+from pallas_kernels.cases import Case, cases, with_gradients
+from pallas_kernels.common.dispatch import OPERATIONS
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
@@ -95,3 +101,92 @@ def lower_for_h100(fn: Callable[..., Any], *args: Any) -> str:
     checks = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
     with h100():
         return jax.export.export(jax.jit(fn), platforms=["cuda"], disabled_checks=checks)(*args).mlir_module()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operation", nargs="*", default=list(OPERATIONS))
+    parser.add_argument("--chip", nargs="*", default=[*TOPOLOGIES, "h100"])
+    parser.add_argument("--size", nargs="*", default=["60m", "1b", "7b"])
+    parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--all", action="store_true", help="every variant, not the kernels alone")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(arguments)
+    rows = []
+    for chip in args.chip:
+        mesh = None if chip == "h100" else tpu_mesh(chip)
+        for case in (c for o in args.operation for size in args.size for c in cases(o, size, args.tokens)):
+            for row in _rows(case, chip, mesh, args.all):
+                print(_line(row), flush=True)
+                rows.append(row)
+                if args.json:
+                    write_json(args.json, rows)
+    return 1 if any("error" in row for row in rows) else 0
+
+
+def _rows(case: Case, chip: str, mesh: Mesh | None, every: bool) -> Iterator[dict[str, Any]]:
+    """One result per variant and direction."""
+    kernel = "pallas_tpu" if mesh is not None else "pallas_gpu"
+    other = "pallas_gpu" if mesh is not None else "pallas_tpu"
+    for name, variant in case.variants.items():
+        if other in name or not (kernel in name or (every and mesh is not None)):
+            continue
+        shapes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in variant.arguments]
+        dy = jax.ShapeDtypeStruct(
+            jax.eval_shape(case.variants["dense"].fn, *_dense_shapes(case)).shape, shapes[0].dtype
+        )
+        if "block order" in name or "authors" in name:
+            dy = jax.ShapeDtypeStruct(
+                (*dy.shape[:-1], variant.arguments[2].shape[0] * variant.arguments[2].shape[1]), dy.dtype
+            )
+        for direction, fn, given in (
+            ("forward", variant.fn, shapes),
+            ("forward and backward", with_gradients(variant), [*shapes, dy]),
+        ):
+            row = {
+                "chip": chip,
+                "operation": case.operation,
+                "case": case.name,
+                "variant": name,
+                "direction": direction,
+            }
+            try:
+                yield row | _compiled(mesh, fn, given, case)
+            except (ValueError, RuntimeError) as error:  # what the compiler or the operation refuses is a result
+                yield row | {"error": str(error).split("\n")[0][:300]}
+
+
+def _dense_shapes(case: Case) -> list[jax.ShapeDtypeStruct]:
+    return [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in case.variants["dense"].arguments]
+
+
+def _compiled(mesh: Mesh | None, fn: Callable[..., Any], shapes: list[Any], case: Case) -> dict[str, Any]:
+    if mesh is None:
+        start = time.perf_counter()
+        text = lower_for_h100(fn, *shapes)
+        return {"seconds": time.perf_counter() - start, "triton_kernels": text.count("__gpu$xla.gpu.triton")}
+    report = compile_for(mesh, fn, *shapes)
+    return {
+        "seconds": report.seconds,
+        "flops": report.flops,
+        "bytes": report.bytes_accessed,
+        "least_bytes_forward": case.nbytes,
+        "temporary": report.temporary,
+    }
+
+
+def _line(row: dict[str, Any]) -> str:
+    head = f"{row['chip']:5s} {row['case']:28s} {row['variant']:28s} {row['direction']:21s}"
+    if "error" in row:
+        return f"{head} refused: {row['error']}"
+    if "triton_kernels" in row:
+        return f"{head} lowered in {row['seconds']:.1f} s, {row['triton_kernels']} Triton kernels"
+    return (
+        f"{head} {row['seconds']:5.1f} s {row['flops'] / 1e9:7.0f} GFLOP {row['bytes'] / 1e6:7.0f} MB "
+        f"({row['bytes'] / row['least_bytes_forward']:.2f} x least forward) {row['temporary'] / 1e6:6.0f} MB temporary"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

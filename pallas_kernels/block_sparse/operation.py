@@ -92,7 +92,9 @@ def choice(
             tpu.gradient_scratch(x.dtype, blocks, out_size + x.shape[-1], sizes),
         )
         if needed > chip.scratch:
-            return f"it needs {needed / chips.MiB:.0f} MiB of on-chip memory, and may use {chip.scratch / chips.MiB:.0f}"
+            return (
+                f"it needs {needed / chips.MiB:.0f} MiB of on-chip memory, and may use {chip.scratch / chips.MiB:.0f}"
+            )
         return None
 
     def advice(name: str) -> str | None:

@@ -85,7 +85,7 @@ def multiply(
 
 
 def _gradient_kernel(rows, columns, x, dy, dw, *, tokens) -> None:  # noqa: ANN001
-    step = pl.program_id(1)
+    group, step = pl.program_id(0), pl.program_id(1)
     own, bm, bn = dw.shape
 
     @pl.when(step == 0)
@@ -93,7 +93,7 @@ def _gradient_kernel(rows, columns, x, dy, dw, *, tokens) -> None:  # noqa: ANN0
         dw[...] = jnp.zeros_like(dw)
 
     def add(i: Any, _: None) -> None:
-        b = pl.program_id(0) * own + i
+        b = group * own + i
         out_of = pl.ds(pl.multiple_of(rows[b] * bm, bm), bm)
         into = pl.ds(pl.multiple_of(columns[b] * bn, bn), bn)
         start = step * x.shape[0]

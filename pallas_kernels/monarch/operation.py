@@ -74,6 +74,7 @@ def choice(
 ) -> Choice:
     """The implementation that `monarch` would run, and why."""
     l, k, c, p = w1.shape  # noqa: E741
+
     def limit(name: str) -> str | None:
         if name not in ("pallas_tpu", "pallas_gpu"):
             return None

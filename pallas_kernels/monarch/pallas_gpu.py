@@ -51,7 +51,7 @@ def _kernel(x_ref, w1_ref, w2_ref, y_ref, *z_ref, sizes: Sizes) -> None:  # noqa
             x = plgpu.load(
                 x_ref.at[tokens, pl.ds(i * p + j * INNER, INNER)], mask=inside[:, None] & valid[None, :], other=0
             )
-            w = plgpu.load(w1_ref.at[block, i, slots, own], mask=filled[:, None] & valid[None, :], other=0)
+            w = plgpu.load(w1_ref.at[block, jnp.int32(i), slots, own], mask=filled[:, None] & valid[None, :], other=0)
             return total + _dot(x, w.T)
 
         total = jax.lax.fori_loop(0, pl.cdiv(p, INNER), first, jnp.zeros((sizes.tokens, wide), jnp.float32))
@@ -67,9 +67,7 @@ def _kernel(x_ref, w1_ref, w2_ref, y_ref, *z_ref, sizes: Sizes) -> None:  # noqa
             w = plgpu.load(w2_ref.at[block, own, pl.ds(i * c, wide)], mask=valid[:, None] & filled[None, :], other=0)
             total += _dot(piece, w.T)
         columns = pl.ds(block * s + j * sizes.columns, sizes.columns)
-        plgpu.store(
-            y_ref.at[tokens, columns], total.astype(y_ref.dtype), mask=inside[:, None] & valid[None, :]
-        )
+        plgpu.store(y_ref.at[tokens, columns], total.astype(y_ref.dtype), mask=inside[:, None] & valid[None, :])
 
     jax.lax.fori_loop(0, pl.cdiv(s, sizes.columns), second, None)
 
