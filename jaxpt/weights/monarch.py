@@ -30,7 +30,7 @@ from pallas_kernels.monarch.layout import ORDERS
 
 @struct.dataclass
 class MonarchMatrix(Matrix):
-    """w1 [N, N, C, p] (output block, input block, rank, input), w2 [N, s, N C]; slice (l, k) of W is w2[l, :, k] w1[l, k]."""
+    """w1 [N, N, C, p] (output block, input block, rank, input), w2 [N, s, N C]: slice (l, k) of W is their product."""
 
     w1: Float[Array, "*L N K C P"]
     w2: Float[Array, "*L N S M"]

@@ -1,6 +1,6 @@
 """TPU kernels: all blocks stay in VMEM, tokens stream past them, and a scalar-prefetched list says which block meets what.
 
-`multiply`, for y and for dX: one grid step per tile of tokens and line of blocks; it loops over the blocks of that line, each
+`multiply`, for y and for dX: one grid step per tile of tokens and line of blocks loops over the blocks of that line, each
 times the slice of x that its place names. x is read once, and so are the blocks. A line without blocks writes zeros.
 `gradients`: dW of every block that is there, [bm, T] x [T, bn], summed over the tokens in VMEM; in groups of blocks where
 they do not fit.

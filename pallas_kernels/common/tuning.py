@@ -8,11 +8,24 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
 from pallas_kernels.common.chips import Chip
+
+_OVERRIDES: dict[str, dict[str, int]] = {}
+
+
+@contextmanager
+def use(operation: str, sizes: dict[str, int]) -> Iterator[None]:
+    """Within this, traces of an operation take these sizes instead of the table's: for the search."""
+    _OVERRIDES[operation] = sizes
+    try:
+        yield
+    finally:
+        del _OVERRIDES[operation]
 
 
 @functools.cache
@@ -24,10 +37,12 @@ def table() -> list[dict[str, Any]]:
 def sizes(operation: str, chip: Chip | None, shape: Mapping[str, int]) -> dict[str, int]:
     """The tile sizes of the smallest entry that covers `shape`, else of the largest there is.
 
-    A chip without entries of its own, and the CPU's interpreter, use those of v5e.
+    A chip without entries of its own uses those of v5e or H100; so does the CPU's interpreter.
     """
+    if operation in _OVERRIDES:
+        return dict(_OVERRIDES[operation])
     name = chip.name if chip and any(e["chip"] == chip.name and e["operation"] == operation for e in table()) else "v5e"
-    if chip is not None and chip.platform == "gpu":
+    if chip is not None and chip.platform == "gpu" and name == "v5e":
         name = "h100"
     own = [e for e in table() if e["operation"] == operation and e["chip"] == name]
     own.sort(key=lambda e: tuple(e["shape"].values()))

@@ -1,6 +1,6 @@
 """Layouts of a Monarch matrix, and exact converters between them.
 
-The authors keep w1 [K, q, p] and w2 [L, s, r] with K q = L r: the middle vector, read as (k q) after the first factor, is read
+The authors keep w1 [K, q, p] and w2 [L, s, r] with K q = L r: the middle vector, (k q) after the first factor, is read
 as (r l) by the second, l fastest. Position f = k q + j thus goes to block l = f mod L at r = f div L: for given k and l the
 positions lie side by side in r. So the permutation between the factors can be taken into the weights,
 

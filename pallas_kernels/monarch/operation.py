@@ -33,7 +33,7 @@ def monarch(
       x: [..., in], in at most K p (zeros are appended).
       w1, w2: [L, K, C, p] and [L, s, K C]; `layout.from_authors` makes them of the authors'.
       out_size: columns of y, L s by default; the rest is cut off.
-      order: of y, "canonical" (the authors', s slow and l fast) or "block" (l slow, s fast), which costs no transposition and
+      order: of y, "canonical" (the authors', s slow and l fast) or "block" (l slow, s fast), which costs nothing to make but
         cannot be cut.
       implementation: "auto", "reference", "xla", "pallas_tpu" or "pallas_gpu" (on a CPU kernels are interpreted).
 
@@ -47,19 +47,21 @@ def monarch(
     if run in ("reference", "xla"):
         y = to_block(monarch_reference(x, w1, w2), blocks) if run == "reference" else monarch_xla(x, w1, w2)
     else:
-        y = _on_kernel(x, w1.astype(x.dtype), w2.astype(x.dtype), run)
+        y = _on_kernel(x, w1.astype(x.dtype), w2.astype(x.dtype), run, order == "canonical")
+        return y[..., :size]
     return to_canonical(y, blocks)[..., :size] if order == "canonical" else y
 
 
-def _on_kernel(x: Array, w1: Array, w2: Array, run: str) -> Array:
+def _on_kernel(x: Array, w1: Array, w2: Array, run: str, canonical: bool) -> Array:
     sizes, chip = _sizes(x, w1, w2, run)
 
     def local(x: Array, w1: Array, w2: Array) -> Array:
         x2 = x.reshape(-1, x.shape[-1])
         if isinstance(sizes, gpu.Sizes):
             y = gpu.monarch_gpu(x2, w1, w2, sizes)
+            y = to_canonical(y, w1.shape[0]) if canonical else y
         else:
-            y = tpu.monarch_tpu(x2, w1, w2, sizes, chip.scratch, chip.cores)
+            y = tpu.monarch_tpu(x2, w1, w2, sizes, chip.scratch, chip.cores, canonical)
         return y.reshape(*x.shape[:-1], -1)
 
     return over_mesh(local, x, w1, w2)
@@ -111,7 +113,7 @@ def _sizes(x: Array, w1: Array, w2: Array, run: str) -> tuple[tpu.Sizes | gpu.Si
     chip = chips.current()
     platform = "gpu" if run == "pallas_gpu" else "tpu"
     known = chip if chip and chip.platform == platform else chips.CHIPS["h100" if platform == "gpu" else "v5e"]
-    l, k, c, p = w1.shape  # noqa: E741
+    l, k, _, p = w1.shape  # noqa: E741
     shape = {"tokens": math.prod(x.shape[:-1]), "in": k * p, "out": l * w2.shape[1]}
     found = tuning.sizes("monarch", known, shape)
     if platform == "gpu":

@@ -1,8 +1,9 @@
 """TPU kernels: both factors in one pass over the tokens, the middle activation never in main memory.
 
-The weights stay in VMEM (of G groups of output blocks, one group at a time where they do not fit). Forward reads x and writes
+The weights stay in VMEM (where they do not fit, those of one group of output blocks at a time). Forward reads x and writes
 y; backward reads x and dY, computes the middle activation again, and writes dX and both weight gradients, which are summed
-over the tokens in VMEM in float32. Outputs are in block order.
+over the tokens in VMEM in float32. The canonical order of y, in which output blocks alternate from lane to lane, comes of a
+product with a permutation of 128 lanes: 128 operations per output, where a transposition in main memory costs two passes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
 from pallas_kernels.common.call import LANES, inside, like, precision, round_up, tpu_call
+from pallas_kernels.monarch.layout import to_block, to_canonical
 
 NT, NN, TN = ((1,), (1,)), ((1,), (0,)), ((0,), (0,))  # which axes of two matrices are contracted
 
@@ -43,15 +45,49 @@ def _first_factor(x: list[Any], w1: Any) -> list[Any]:
     return [jnp.concatenate([h[i][:, j * c : (j + 1) * c] for i in range(k)], axis=1) for j in range(l)]
 
 
-def _forward_kernel(x, w1, w2, y) -> None:  # noqa: ANN001
+def _forward_kernel(x, w1, w2, y, *, canonical) -> None:  # noqa: ANN001
     k, p, s = w1.shape[1], w1.shape[3], w2.shape[1]
-    for j, z in enumerate(_first_factor([x[:, i * p : (i + 1) * p] for i in range(k)], w1)):
-        y[:, j * s : (j + 1) * s] = _dot(z, w2[j], NT).astype(y.dtype)
+    z = _first_factor([x[:, i * p : (i + 1) * p] for i in range(k)], w1)
+    if not canonical:
+        for j, z_j in enumerate(z):
+            y[:, j * s : (j + 1) * s] = _dot(z_j, w2[j], NT).astype(y.dtype)
+        return
+    blocks = [_dot(z_j, w2[j], NT).astype(y.dtype) for j, z_j in enumerate(z)]
+    for at, wide in _pieces(len(z), s):
+        side_by_side = jnp.concatenate([b[:, at : at + wide] for b in blocks], axis=1)
+        mixed = _dot(side_by_side, _interleave(len(z), wide, y.dtype), NN)
+        y[:, at * len(z) : (at + wide) * len(z)] = mixed.astype(y.dtype)
 
 
-def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens) -> None:  # noqa: ANN001
+def _pieces(blocks: int, s: int) -> list[tuple[int, int]]:
+    """(start, width) of the pieces of every output block that together fill the lanes."""
+    wide = LANES // blocks
+    return [(at, min(wide, s - at)) for at in range(0, s, wide)]
+
+
+def _interleave(blocks: int, wide: int, dtype: Any) -> Any:
+    """The permutation [l, i] -> [i, l] of `blocks` pieces as a matrix: lanes cannot be shuffled that way, but multiplied."""
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (blocks * wide,) * 2, axis) for axis in (0, 1))
+    return (row == column % blocks * wide + column // blocks).astype(dtype)
+
+
+def _output_blocks(dy: Any, blocks: int, canonical: bool) -> list[Any]:
+    """The gradient of y by output block, [T, s] each."""
+    s = dy.shape[1] // blocks
+    if not canonical:
+        return [dy[:, j * s : (j + 1) * s] for j in range(blocks)]
+    found: list[list[Any]] = [[] for _ in range(blocks)]
+    for at, wide in _pieces(blocks, s):
+        mixed = dy[:, at * blocks : (at + wide) * blocks]
+        apart = _dot(mixed, _interleave(blocks, wide, mixed.dtype), NT).astype(mixed.dtype)
+        for j in range(blocks):
+            found[j].append(apart[:, j * wide : (j + 1) * wide])
+    return [jnp.concatenate(pieces, axis=1) for pieces in found]
+
+
+def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens, canonical) -> None:  # noqa: ANN001
     l, k, c, p = w1.shape  # noqa: E741
-    s, step = w2.shape[1], pl.program_id(2)
+    step = pl.program_id(2)
 
     @pl.when(step == 0)
     def _() -> None:
@@ -60,9 +96,9 @@ def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens) -> None:  # noqa: A
 
     start = (pl.program_id(0) * pl.num_programs(2) + step) * x.shape[0]
     x_blocks = [inside(x[:, i * p : (i + 1) * p], (start, 0), (tokens, p)) for i in range(k)]
+    dy_blocks = _output_blocks(inside(dy[...], (start, 0), (tokens, dy.shape[1])), l, canonical)
     dz = []
-    for j, z in enumerate(_first_factor(x_blocks, w1)):
-        dy_j = inside(dy[:, j * s : (j + 1) * s], (start, 0), (tokens, s))
+    for j, (z, dy_j) in enumerate(zip(_first_factor(x_blocks, w1), dy_blocks, strict=True)):
         dw2[0, j] += _dot(dy_j, z, TN)
         dz.append(_dot(dy_j, w2[j], NN).astype(x.dtype))
     for i in range(k):
@@ -72,14 +108,19 @@ def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens) -> None:  # noqa: A
 
 
 def forward(
-    x: Float[Array, "T I"], w1: Float[Array, "L K C p"], w2: Float[Array, "L s KC"], sizes: Sizes, scratch: int
+    x: Float[Array, "T I"],
+    w1: Float[Array, "L K C p"],
+    w2: Float[Array, "L s KC"],
+    sizes: Sizes,
+    scratch: int,
+    canonical: bool,
 ) -> Float[Array, "T O"]:
-    """y [T, L s] in block order."""
+    """y [T, L s], in block order or, where there is one group, `canonical`."""
     (l, k, c, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
     g, tokens = sizes.groups, min(sizes.tokens, round_up(t, 16))
     once = pl.Buffered(1 if g == 1 else 2)
     return tpu_call(
-        _forward_kernel,
+        functools.partial(_forward_kernel, canonical=canonical),
         like((t, l * s), x.dtype, x, w1, w2),
         x,
         w1,
@@ -110,8 +151,9 @@ def backward(
     sizes: Sizes,
     scratch: int,
     cores: int,
+    canonical: bool,
 ) -> tuple[Float[Array, "T I"], Float[Array, "L K C p"], Float[Array, "L s KC"]]:
-    """(dX, dw1, dw2). With several groups or cores each gives its own part, which are then summed."""
+    """(dX, dw1, dw2) from dy in either order, canonical in one group only. With several groups or cores each gives its own part, which are then summed."""
     (l, k, c, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
     g, tokens = sizes.backward_groups, min(sizes.backward_tokens, round_up(t, 16))
     steps = pl.cdiv(t, tokens)
@@ -121,7 +163,7 @@ def backward(
     first = pl.BlockSpec((l // g, k, c, p), lambda m, j, i: (j, 0, 0, 0), pipeline_mode=once)
     second = pl.BlockSpec((l // g, s, k * c), lambda m, j, i: (j, 0, 0), pipeline_mode=once)
     dx, dw1, dw2 = tpu_call(
-        functools.partial(_backward_kernel, tokens=t),
+        functools.partial(_backward_kernel, tokens=t, canonical=canonical),
         [
             like((g, t, k * p), x.dtype if g == 1 else jnp.float32, x, dy, w1, w2),
             like((cores, *w1.shape), jnp.float32, x, dy, w1, w2),
@@ -179,7 +221,12 @@ def _value_bytes(dtype: Any, w1: Any, w2: Any, tokens: int, groups: int) -> int:
     return 2 * item * tokens * (k * p + l * s // groups) + middle * (4 + 2 * item)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def can_interleave(blocks: int) -> bool:
+    """Whether pieces of this many output blocks fill the lanes, which the canonical order in the kernel needs."""
+    return LANES % blocks == 0
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
 def monarch_tpu(
     x: Float[Array, "T I"],
     w1: Float[Array, "L K C p"],
@@ -187,18 +234,23 @@ def monarch_tpu(
     sizes: Sizes,
     scratch: int,
     cores: int,
+    canonical: bool,
 ) -> Float[Array, "T O"]:
-    """y [T, L s] in block order; x is K p wide. Saves x and the weights."""
-    return forward(x, w1, w2, sizes, scratch)
+    """y [T, L s] in block or in canonical order; x is K p wide. Saves x and the weights."""
+    fused = canonical and sizes.groups == 1 and can_interleave(w1.shape[0])
+    y = forward(x, w1, w2, sizes, scratch, fused)
+    return to_canonical(y, w1.shape[0]) if canonical and not fused else y
 
 
-def _forward(x, w1, w2, sizes, scratch, cores):  # noqa: ANN001, ANN202
-    return forward(x, w1, w2, sizes, scratch), (x, w1, w2)
+def _forward(x, w1, w2, sizes, scratch, cores, canonical):  # noqa: ANN001, ANN202
+    return monarch_tpu(x, w1, w2, sizes, scratch, cores, canonical), (x, w1, w2)
 
 
-def _backward(sizes, scratch, cores, saved, dy):  # noqa: ANN001, ANN202
+def _backward(sizes, scratch, cores, canonical, saved, dy):  # noqa: ANN001, ANN202
     x, w1, w2 = saved
-    return backward(x, dy, w1, w2, sizes, scratch, cores)
+    fused = canonical and sizes.backward_groups == 1 and can_interleave(w1.shape[0])
+    dy = to_block(dy, w1.shape[0]) if canonical and not fused else dy
+    return backward(x, dy, w1, w2, sizes, scratch, cores, fused)
 
 
 monarch_tpu.defvjp(_forward, _backward)

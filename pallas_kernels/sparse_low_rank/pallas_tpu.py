@@ -1,7 +1,7 @@
 """TPU kernels in tile-COO: W is built a panel at a time in VMEM and never exists in main memory, nor does its gradient.
 
 `panel`, for y and for dX: the grid is (panels, phases + T tiles). In each of the first `phases` steps of a panel a chunk of
-W is built in a VMEM scratch: the low-rank part on the MXU, and every 128 x 128 tile of S as (v * onehot(rows)) onehot(columns)^T,
+W is built in a VMEM scratch: the low-rank part on the MXU, and every tile of S as (v * onehot(rows)) onehot(columns)^T,
 since a TPU core has no scatter; the steps after that multiply one tile of tokens each by the whole panel. What a panel costs
 to build is thus paid once for all tokens.
 
