@@ -43,16 +43,17 @@ def monarch(
     size = _check(x, w1, w2, out_size, order)
     run = choice(x, w1, w2, implementation=implementation).implementation
     blocks, _, _, p = w1.shape
-    x = pad_to(x, (*x.shape[:-1], w1.shape[1] * p))
+    if run != "pallas_tpu":
+        x = pad_to(x, (*x.shape[:-1], w1.shape[1] * p))
     if run in ("reference", "xla"):
         y = to_block(monarch_reference(x, w1, w2), blocks) if run == "reference" else monarch_xla(x, w1, w2)
     else:
-        y = _on_kernel(x, w1.astype(x.dtype), w2.astype(x.dtype), run, order == "canonical")
+        y = _on_kernel(x, w1.astype(x.dtype), w2.astype(x.dtype), run, size, order == "canonical")
         return y[..., :size]
     return to_canonical(y, blocks)[..., :size] if order == "canonical" else y
 
 
-def _on_kernel(x: Array, w1: Array, w2: Array, run: str, canonical: bool) -> Array:
+def _on_kernel(x: Array, w1: Array, w2: Array, run: str, width: int, canonical: bool) -> Array:
     sizes, chip = _sizes(x, w1, w2, run)
 
     def local(x: Array, w1: Array, w2: Array) -> Array:
@@ -61,7 +62,7 @@ def _on_kernel(x: Array, w1: Array, w2: Array, run: str, canonical: bool) -> Arr
             y = gpu.monarch_gpu(x2, w1, w2, sizes)
             y = to_canonical(y, w1.shape[0]) if canonical else y
         else:
-            y = tpu.monarch_tpu(x2, w1, w2, sizes, chip.scratch, chip.cores, canonical)
+            y = tpu.monarch_tpu(x2, w1, w2, width, sizes, chip.scratch, chip.cores, canonical)
         return y.reshape(*x.shape[:-1], -1)
 
     return over_mesh(local, x, w1, w2)
@@ -83,12 +84,11 @@ def choice(
         if x.dtype not in (jnp.float32, jnp.bfloat16):
             return f"x is {x.dtype}, and the kernels multiply float32 and bfloat16"
         if name == "pallas_gpu":
-            wide = k * max(16, 1 << (c - 1).bit_length())
-            back = l * max(16, 1 << (c - 1).bit_length())
-            if max(wide, back) > gpu.MAX_MIDDLE:
+            middle = max(k, l) * gpu.padded_slots(c)
+            if middle > gpu.MAX_MIDDLE:
                 return (
-                    f"a middle of {max(wide, back)} columns per block does not fit the registers (at most "
-                    f"{gpu.MAX_MIDDLE}); matrices that large are bound by arithmetic, where fusing gains nothing"
+                    f"a middle of {middle} columns per block does not fit the registers (at most {gpu.MAX_MIDDLE}); "
+                    "matrices that large are bound by arithmetic, where fusing gains nothing"
                 )
             return None
         sizes, chip = _sizes(x, w1, w2, name)

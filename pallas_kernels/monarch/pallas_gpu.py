@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.common.call import gpu_call, like
+from pallas_kernels.common.call import gpu_call, like, pad_to
 
 MAX_MIDDLE = 512  # 64 tokens x 512 x 2 bytes are a quarter of the registers of an SM
 INNER = 32  # columns contracted at a time
@@ -39,32 +39,32 @@ def _columns(start: Any, length: int, width: int) -> tuple[Any, Any]:
 
 def _kernel(x_ref, w1_ref, w2_ref, y_ref, *z_ref, sizes: Sizes) -> None:  # noqa: ANN001, ANN002
     block = pl.program_id(1)
-    t, (_, k, c, p), s = x_ref.shape[0], w1_ref.shape, w2_ref.shape[1]
-    wide = max(16, pl.next_power_of_2(c))
+    (t, width), (_, kc, p), s = x_ref.shape, w1_ref.shape, w2_ref.shape[1]
+    k = width // p
+    c = kc // k
     tokens, inside = _columns(pl.program_id(0) * sizes.tokens, sizes.tokens, t)
-    slots, filled = pl.ds(0, wide), jnp.arange(wide) < c
     pieces = []
     for i in range(k):
 
         def first(j: Any, total: Any, i: int = i) -> Any:
             own, valid = _columns(j * INNER, INNER, p)
-            x = plgpu.load(
-                x_ref.at[tokens, pl.ds(i * p + j * INNER, INNER)], mask=inside[:, None] & valid[None, :], other=0
-            )
-            w = plgpu.load(w1_ref.at[block, jnp.int32(i), slots, own], mask=filled[:, None] & valid[None, :], other=0)
+            columns = pl.ds(i * p + j * INNER, INNER)
+            x = plgpu.load(x_ref.at[tokens, columns], mask=inside[:, None] & valid[None, :], other=0)
+            w = plgpu.load(w1_ref.at[block, pl.ds(i * c, c), own], mask=jnp.broadcast_to(valid, (c, INNER)), other=0)
             return total + _dot(x, w.T)
 
-        total = jax.lax.fori_loop(0, pl.cdiv(p, INNER), first, jnp.zeros((sizes.tokens, wide), jnp.float32))
+        total = jax.lax.fori_loop(0, pl.cdiv(p, INNER), first, jnp.zeros((sizes.tokens, c), jnp.float32))
         pieces.append(total.astype(x_ref.dtype))
         if z_ref:
-            columns = pl.ds((block * k + i) * c, wide)
-            plgpu.store(z_ref[0].at[tokens, columns], pieces[-1], mask=inside[:, None] & filled[None, :])
+            at = z_ref[0].at[tokens, pl.ds((block * k + i) * c, c)]
+            plgpu.store(at, pieces[-1], mask=jnp.broadcast_to(inside[:, None], (sizes.tokens, c)))
 
     def second(j: Any, _: None) -> None:
         own, valid = _columns(j * sizes.columns, sizes.columns, s)
         total = jnp.zeros((sizes.tokens, sizes.columns), jnp.float32)
         for i, piece in enumerate(pieces):
-            w = plgpu.load(w2_ref.at[block, own, pl.ds(i * c, wide)], mask=valid[:, None] & filled[None, :], other=0)
+            rows = jnp.broadcast_to(valid[:, None], (sizes.columns, c))
+            w = plgpu.load(w2_ref.at[block, own, pl.ds(i * c, c)], mask=rows, other=0)
             total += _dot(piece, w.T)
         columns = pl.ds(block * s + j * sizes.columns, sizes.columns)
         plgpu.store(y_ref.at[tokens, columns], total.astype(y_ref.dtype), mask=inside[:, None] & valid[None, :])
@@ -84,8 +84,11 @@ def both_factors(
     sizes: Sizes,
     middle: bool,
 ) -> tuple[Float[Array, "T O"], Float[Array, "T M"] | None]:
-    """y [T, L s] in block order, and with `middle` z [T, L K C]."""
-    (l, k, c, _), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
+    """y [T, L s] in block order, and with `middle` z [T, L, K, C]."""
+    (l, k, slots, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
+    c = padded_slots(slots)
+    w1 = pad_to(w1, (l, k, c, p)).reshape(l, k * c, p)
+    w2 = pad_to(w2.reshape(l, s, k, slots), (l, s, k, c)).reshape(l, s, k * c)
     outs = [like((t, l * s), x.dtype, x, w1, w2)]
     if middle:
         outs.append(like((t, l * k * c), x.dtype, x, w1, w2))
@@ -102,7 +105,12 @@ def both_factors(
         nbytes=x.nbytes + w1.nbytes + w2.nbytes + t * l * (s + k * c * middle) * x.dtype.itemsize,
         name="monarch_factors",
     )
-    return y, z[0] if z else None
+    return y, z[0].reshape(t, l, k, c)[..., :slots] if z else None
+
+
+def padded_slots(c: int) -> int:
+    """C rounded up to a power of two of at least 16, as Triton multiplies."""
+    return max(16, pl.next_power_of_2(c))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -124,7 +132,7 @@ def _backward(sizes, saved, dy):  # noqa: ANN001, ANN202
     first = w2_blocks.transpose(2, 0, 3, 1)  # [K, L, C, s]: the first factor of the transpose
     second = w1.transpose(1, 3, 0, 2).reshape(k, p, l * c)
     dx, dz = both_factors(dy, first, second, sizes, middle=True)
-    dz, dy, x = dz.reshape(t, k, l, c), dy.reshape(t, l, s), x.reshape(t, k, p)
+    dy, x = dy.reshape(t, l, s), x.reshape(t, k, p)
     product = functools.partial(
         jnp.einsum,
         preferred_element_type=jnp.float32,

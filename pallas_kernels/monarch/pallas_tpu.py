@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from pallas_kernels.common.call import LANES, inside, like, precision, round_up, tpu_call
+from pallas_kernels.common.call import LANES, inside, like, pad_to, precision, round_up, tpu_call
 from pallas_kernels.monarch.layout import to_block, to_canonical
 
 NT, NN, TN = ((1,), (1,)), ((1,), (0,)), ((0,), (0,))  # which axes of two matrices are contracted
@@ -38,16 +38,28 @@ def _dot(a: Any, b: Any, contract: Any) -> Any:
     )
 
 
+def _input_slices(width: int, w1: Any) -> list[slice]:
+    """Columns of x [T, width] that each input block takes; the last blocks may be cut."""
+    p = w1.shape[3]
+    return [slice(min(i * p, width), min((i + 1) * p, width)) for i in range(w1.shape[1])]
+
+
+def _first(w1: Any, i: int, width: int) -> Any:
+    """What the first factor does to input block i, [L C, width], all output blocks of the group."""
+    l, _, c, p = w1.shape  # noqa: E741
+    return w1[:, i].reshape(l * c, p)[:, :width]
+
+
 def _first_factor(x: list[Any], w1: Any) -> list[Any]:
     """z_l [T, K C] for every output block l of the group, from the K blocks of x [T, p]."""
-    l, k, c, p = w1.shape  # noqa: E741
-    h = [_dot(x[i], w1[:, i].reshape(l * c, p), NT).astype(x[i].dtype) for i in range(k)]
+    l, k, c, _ = w1.shape  # noqa: E741
+    h = [_dot(x[i], _first(w1, i, x[i].shape[1]), NT).astype(x[i].dtype) for i in range(k)]
     return [jnp.concatenate([h[i][:, j * c : (j + 1) * c] for i in range(k)], axis=1) for j in range(l)]
 
 
 def _forward_kernel(x, w1, w2, y, *, canonical) -> None:  # noqa: ANN001
-    k, p, s = w1.shape[1], w1.shape[3], w2.shape[1]
-    z = _first_factor([x[:, i * p : (i + 1) * p] for i in range(k)], w1)
+    s = w2.shape[1]
+    z = _first_factor([x[:, own] for own in _input_slices(x.shape[1], w1)], w1)
     if not canonical:
         for j, z_j in enumerate(z):
             y[:, j * s : (j + 1) * s] = _dot(z_j, w2[j], NT).astype(y.dtype)
@@ -56,7 +68,8 @@ def _forward_kernel(x, w1, w2, y, *, canonical) -> None:  # noqa: ANN001
     for at, wide in _pieces(len(z), s):
         side_by_side = jnp.concatenate([b[:, at : at + wide] for b in blocks], axis=1)
         mixed = _dot(side_by_side, _interleave(len(z), wide, y.dtype), NN)
-        y[:, at * len(z) : (at + wide) * len(z)] = mixed.astype(y.dtype)
+        end = min((at + wide) * len(z), y.shape[1])
+        y[:, at * len(z) : end] = mixed[:, : end - at * len(z)].astype(y.dtype)
 
 
 def _pieces(blocks: int, s: int) -> list[tuple[int, int]]:
@@ -71,14 +84,16 @@ def _interleave(blocks: int, wide: int, dtype: Any) -> Any:
     return (row == column % blocks * wide + column // blocks).astype(dtype)
 
 
-def _output_blocks(dy: Any, blocks: int, canonical: bool) -> list[Any]:
-    """The gradient of y by output block, [T, s] each."""
-    s = dy.shape[1] // blocks
+def _output_blocks(dy: Any, blocks: int, s: int, canonical: bool) -> list[Any]:
+    """The gradient of y by output block, [T, s] each, with zeros for what was cut off y."""
     if not canonical:
         return [dy[:, j * s : (j + 1) * s] for j in range(blocks)]
     found: list[list[Any]] = [[] for _ in range(blocks)]
     for at, wide in _pieces(blocks, s):
-        mixed = dy[:, at * blocks : (at + wide) * blocks]
+        mixed = dy[:, at * blocks : min((at + wide) * blocks, dy.shape[1])]
+        if mixed.shape[1] < wide * blocks:
+            cut = jnp.zeros((mixed.shape[0], wide * blocks - mixed.shape[1]), mixed.dtype)
+            mixed = jnp.concatenate([mixed, cut], axis=1)
         apart = _dot(mixed, _interleave(blocks, wide, mixed.dtype), NT).astype(mixed.dtype)
         for j in range(blocks):
             found[j].append(apart[:, j * wide : (j + 1) * wide])
@@ -86,7 +101,7 @@ def _output_blocks(dy: Any, blocks: int, canonical: bool) -> list[Any]:
 
 
 def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens, canonical) -> None:  # noqa: ANN001
-    l, k, c, p = w1.shape  # noqa: E741
+    l, _, c, _ = w1.shape  # noqa: E741
     step = pl.program_id(2)
 
     @pl.when(step == 0)
@@ -95,33 +110,37 @@ def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens, canonical) -> None:
         dw2[...] = jnp.zeros_like(dw2)
 
     start = (pl.program_id(0) * pl.num_programs(2) + step) * x.shape[0]
-    x_blocks = [inside(x[:, i * p : (i + 1) * p], (start, 0), (tokens, p)) for i in range(k)]
-    dy_blocks = _output_blocks(inside(dy[...], (start, 0), (tokens, dy.shape[1])), l, canonical)
+    columns = _input_slices(x.shape[1], w1)
+    x_blocks = [inside(x[:, own], (start, 0), (tokens, own.stop - own.start)) for own in columns]
+    dy_tile = inside(dy[...], (start, 0), (tokens, dy.shape[1]))
+    dy_blocks = _output_blocks(dy_tile, l, w2.shape[1], canonical)
     dz = []
     for j, (z, dy_j) in enumerate(zip(_first_factor(x_blocks, w1), dy_blocks, strict=True)):
         dw2[0, j] += _dot(dy_j, z, TN)
         dz.append(_dot(dy_j, w2[j], NN).astype(x.dtype))
-    for i in range(k):
+    for i, own in enumerate(columns):
         dh = jnp.concatenate([d[:, i * c : (i + 1) * c] for d in dz], axis=1)  # [T, L C]
-        dx[0, :, i * p : (i + 1) * p] = _dot(dh, w1[:, i].reshape(l * c, p), NN).astype(dx.dtype)
-        dw1[0, :, i] += _dot(dh, x_blocks[i], TN).reshape(l, c, p)
+        width = own.stop - own.start
+        dx[0, :, own] = _dot(dh, _first(w1, i, width), NN).astype(dx.dtype)
+        dw1[0, :, i, :, :width] += _dot(dh, x_blocks[i], TN).reshape(l, c, width)
 
 
 def forward(
     x: Float[Array, "T I"],
     w1: Float[Array, "L K C p"],
     w2: Float[Array, "L s KC"],
+    width: int,
     sizes: Sizes,
     scratch: int,
     canonical: bool,
 ) -> Float[Array, "T O"]:
-    """y [T, L s], in block order or, where there is one group, `canonical`."""
+    """y [T, width], in block order, or `canonical` where there is one group; only then may the width be below L s."""
     (l, k, c, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
     g, tokens = sizes.groups, min(sizes.tokens, round_up(t, 16))
     once = pl.Buffered(1 if g == 1 else 2)
     return tpu_call(
         functools.partial(_forward_kernel, canonical=canonical),
-        like((t, l * s), x.dtype, x, w1, w2),
+        like((t, width), x.dtype, x, w1, w2),
         x,
         w1,
         w2,
@@ -129,16 +148,16 @@ def forward(
             num_scalar_prefetch=0,
             grid=(g, pl.cdiv(t, tokens)),
             in_specs=[
-                pl.BlockSpec((tokens, k * p), lambda j, i: (i, 0)),
+                pl.BlockSpec((tokens, x.shape[1]), lambda j, i: (i, 0)),
                 pl.BlockSpec((l // g, k, c, p), lambda j, i: (j, 0, 0, 0), pipeline_mode=once),
                 pl.BlockSpec((l // g, s, k * c), lambda j, i: (j, 0, 0), pipeline_mode=once),
             ],
-            out_specs=pl.BlockSpec((tokens, l // g * s), lambda j, i: (i, j)),
+            out_specs=pl.BlockSpec((tokens, width // g), lambda j, i: (i, j)),
         ),
         semantics=("parallel", "parallel"),
         scratch=scratch,
         flops=2 * t * (w1.size + w2.size),
-        nbytes=g * x.nbytes + w1.nbytes + w2.nbytes + t * l * s * x.dtype.itemsize,
+        nbytes=g * x.nbytes + w1.nbytes + w2.nbytes + t * width * x.dtype.itemsize,
         name="monarch_forward",
     )
 
@@ -153,7 +172,10 @@ def backward(
     cores: int,
     canonical: bool,
 ) -> tuple[Float[Array, "T I"], Float[Array, "L K C p"], Float[Array, "L s KC"]]:
-    """(dX, dw1, dw2) from dy in either order, canonical in one group only. With several groups or cores each gives its own part, which are then summed."""
+    """(dX, dw1, dw2) from dy in either order, canonical in one group only.
+
+    Every group gives its part of dX and every core its part of dw, which are then summed.
+    """
     (l, k, c, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
     g, tokens = sizes.backward_groups, min(sizes.backward_tokens, round_up(t, 16))
     steps = pl.cdiv(t, tokens)
@@ -165,7 +187,7 @@ def backward(
     dx, dw1, dw2 = tpu_call(
         functools.partial(_backward_kernel, tokens=t, canonical=canonical),
         [
-            like((g, t, k * p), x.dtype if g == 1 else jnp.float32, x, dy, w1, w2),
+            like((g, t, x.shape[1]), x.dtype if g == 1 else jnp.float32, x, dy, w1, w2),
             like((cores, *w1.shape), jnp.float32, x, dy, w1, w2),
             like((cores, *w2.shape), jnp.float32, x, dy, w1, w2),
         ],
@@ -177,13 +199,13 @@ def backward(
             num_scalar_prefetch=0,
             grid=(cores, g, per_core),
             in_specs=[
-                pl.BlockSpec((tokens, k * p), lambda m, j, i: (m * per_core + i, 0)),
-                pl.BlockSpec((tokens, l // g * s), lambda m, j, i: (m * per_core + i, j)),
+                pl.BlockSpec((tokens, x.shape[1]), lambda m, j, i: (m * per_core + i, 0)),
+                pl.BlockSpec((tokens, dy.shape[1] // g), lambda m, j, i: (m * per_core + i, j)),
                 first,
                 second,
             ],
             out_specs=[
-                pl.BlockSpec((1, tokens, k * p), lambda m, j, i: (j, m * per_core + i, 0)),
+                pl.BlockSpec((1, tokens, x.shape[1]), lambda m, j, i: (j, m * per_core + i, 0)),
                 pl.BlockSpec((1, l // g, k, c, p), lambda m, j, i: (m, j, 0, 0, 0), pipeline_mode=once),
                 pl.BlockSpec((1, l // g, s, k * c), lambda m, j, i: (m, j, 0, 0), pipeline_mode=once),
             ],
@@ -226,31 +248,39 @@ def can_interleave(blocks: int) -> bool:
     return LANES % blocks == 0
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6, 7))
 def monarch_tpu(
     x: Float[Array, "T I"],
     w1: Float[Array, "L K C p"],
     w2: Float[Array, "L s KC"],
+    width: int,
     sizes: Sizes,
     scratch: int,
     cores: int,
     canonical: bool,
 ) -> Float[Array, "T O"]:
-    """y [T, L s] in block or in canonical order; x is K p wide. Saves x and the weights."""
-    fused = canonical and sizes.groups == 1 and can_interleave(w1.shape[0])
-    y = forward(x, w1, w2, sizes, scratch, fused)
-    return to_canonical(y, w1.shape[0]) if canonical and not fused else y
+    """The first `width` columns of y, in block or in canonical order. Saves x and the weights."""
+    l, full = w1.shape[0], w1.shape[0] * w2.shape[1]  # noqa: E741
+    if canonical and not _fuses(sizes.groups, l):
+        return to_canonical(forward(x, w1, w2, full, sizes, scratch, False), l)[:, :width]
+    return forward(x, w1, w2, width, sizes, scratch, canonical)
 
 
-def _forward(x, w1, w2, sizes, scratch, cores, canonical):  # noqa: ANN001, ANN202
-    return monarch_tpu(x, w1, w2, sizes, scratch, cores, canonical), (x, w1, w2)
+def _fuses(groups: int, blocks: int) -> bool:
+    """Whether the kernel can make the canonical order: it has all output blocks, and pieces of them fill the lanes."""
+    return groups == 1 and LANES % blocks == 0
 
 
-def _backward(sizes, scratch, cores, canonical, saved, dy):  # noqa: ANN001, ANN202
+def _forward(x, w1, w2, width, sizes, scratch, cores, canonical):  # noqa: ANN001, ANN202
+    return monarch_tpu(x, w1, w2, width, sizes, scratch, cores, canonical), (x, w1, w2)
+
+
+def _backward(width, sizes, scratch, cores, canonical, saved, dy):  # noqa: ANN001, ANN202
     x, w1, w2 = saved
-    fused = canonical and sizes.backward_groups == 1 and can_interleave(w1.shape[0])
-    dy = to_block(dy, w1.shape[0]) if canonical and not fused else dy
-    return backward(x, dy, w1, w2, sizes, scratch, cores, fused)
+    l, full = w1.shape[0], w1.shape[0] * w2.shape[1]  # noqa: E741
+    if canonical and not _fuses(sizes.backward_groups, l):
+        dy, canonical = to_block(pad_to(dy, (dy.shape[0], full)), l), False
+    return backward(x, dy, w1, w2, sizes, scratch, cores, canonical)
 
 
 monarch_tpu.defvjp(_forward, _backward)

@@ -105,8 +105,17 @@ def test_any_shape(implementation, tokens, blocks, p, c, s):
 def test_groups_cores_and_ragged_tokens_change_nothing(sizes, assert_like_float64):
     """Output blocks in groups, tokens divided between two cores, a last tile that is not full."""
     for tokens in (64, 41):
-        run = lambda x, w1, w2: pallas_tpu.monarch_tpu(x, w1, w2, pallas_tpu.Sizes(*sizes), 2**26, 2, True)  # noqa: E731
+        run = lambda x, w1, w2: pallas_tpu.monarch_tpu(x, w1, w2, 48, pallas_tpu.Sizes(*sizes), 2**26, 2, True)  # noqa: E731
         assert_like_float64(run, monarch_reference, problem(tokens))
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_inputs_and_outputs_that_are_no_multiple_of_the_blocks(implementation, assert_like_float64):
+    """61 inputs in 4 blocks of 16, 46 of 48 outputs."""
+    x, w1, w2 = problem()
+    run = lambda x, w1, w2: monarch(x, w1, w2, out_size=46, implementation=implementation)  # noqa: E731
+    reference = lambda x, *w: monarch_reference(jnp.pad(x, [(0, 0), (0, 3)]), *w)[:, :46]  # noqa: E731
+    assert_like_float64(run, reference, [x[:, :61], w1, w2])
 
 
 @pytest.mark.parametrize("implementation", KERNELS)
