@@ -16,7 +16,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.block_sparse.layout import Lines, by_column, by_row
-from pallas_kernels.common.call import gpu_call, like, pad_to, round_up
+from pallas_kernels.common.call import gpu_call, like, round_up
 
 INNER = 32  # entries contracted at a time
 PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
@@ -46,7 +46,8 @@ def _multiply_kernel(start, block, across, x, w, y, *, tokens, transposed) -> No
     def add(place: Any, total: Any) -> Any:
         b, first = block[place], across[place] * length
         for k in range(0, length, step):
-            x_tile = plgpu.load(x.at[rows, pl.ds(first + k, step)], mask=inside, other=0)
+            valid = (first + k + jnp.arange(step) < x.shape[1])[None, :]
+            x_tile = plgpu.load(x.at[rows, pl.ds(first + k, step)], mask=inside & valid, other=0)
             if transposed:
                 w_tile = w[b, pl.ds(k, step), pl.ds(0, bn)]
             else:
@@ -67,7 +68,7 @@ def multiply(
     sizes: Sizes,
     transposed: bool,
 ) -> Float[Array, "T O"]:
-    """x W^T by the lines of rows, or x W by those of columns where `transposed`; x is whole blocks wide."""
+    """The first `width` columns of x W^T by the lines of rows, or of x W by those of columns where `transposed`."""
     return gpu_call(
         functools.partial(_multiply_kernel, tokens=sizes.tokens, transposed=transposed),
         like((x.shape[0], width), x.dtype, x, blocks, *lines),
@@ -86,13 +87,16 @@ def multiply(
 def _gradient_kernel(rows, columns, x, dy, dw, *, per_part) -> None:  # noqa: ANN001
     b, part = pl.program_id(0), pl.program_id(1)
     _, _, bm, bn = dw.shape
-    out_of, into = pl.ds(rows[b] * bm, bm), pl.ds(columns[b] * bn, bn)
+    first_out, first_in = rows[b] * bm, columns[b] * bn
+    out_of, into = pl.ds(first_out, bm), pl.ds(first_in, bn)
+    inside_out = (first_out + jnp.arange(bm) < dy.shape[1])[None, :]
+    inside_in = (first_in + jnp.arange(bn) < x.shape[1])[None, :]
 
     def add(step: Any, total: Any) -> Any:
         first = part * per_part + step * INNER
         tokens, inside = pl.ds(first, INNER), (first + jnp.arange(INNER) < x.shape[0])[:, None]
-        dy_tile = plgpu.load(dy.at[tokens, out_of], mask=inside, other=0)
-        x_tile = plgpu.load(x.at[tokens, into], mask=inside, other=0)
+        dy_tile = plgpu.load(dy.at[tokens, out_of], mask=inside & inside_out, other=0)
+        x_tile = plgpu.load(x.at[tokens, into], mask=inside & inside_in, other=0)
         return total + _dot(dy_tile.T, x_tile)
 
     total = jax.lax.fori_loop(0, per_part // INNER, add, jnp.zeros((bm, bn), jnp.float32))
@@ -107,7 +111,7 @@ def gradients(
     columns: Int[Array, " N"],
     sizes: Sizes,
 ) -> Float[Array, "N bm bn"]:
-    """dW of every block. x and dy are whole blocks wide."""
+    """dW of every block."""
     n, bm, bn = blocks.shape
     parts = max(1, min(8, PROGRAMS // n))
     per_part = round_up(-(-x.shape[0] // parts), INNER)
@@ -138,9 +142,8 @@ def block_sparse_gpu(
     sizes: Sizes,
 ) -> Float[Array, "T O"]:
     """y = x W^T. Saves x, the blocks and where they are."""
-    _, bm, bn = blocks.shape
-    x = pad_to(x, (x.shape[0], round_up(x.shape[1], bn)))
-    return multiply(x, blocks, by_row(rows, columns, -(-out_size // bm)), out_size, sizes, transposed=False)
+    lines = by_row(rows, columns, -(-out_size // blocks.shape[1]))
+    return multiply(x, blocks, lines, out_size, sizes, transposed=False)
 
 
 def _forward(x, blocks, rows, columns, out_size, sizes):  # noqa: ANN001, ANN202
@@ -149,11 +152,9 @@ def _forward(x, blocks, rows, columns, out_size, sizes):  # noqa: ANN001, ANN202
 
 def _backward(out_size, sizes, saved, dy):  # noqa: ANN001, ANN202
     x, blocks, rows, columns = saved
-    _, bm, bn = blocks.shape
-    dy = pad_to(dy, (dy.shape[0], round_up(out_size, bm)))
-    dx = multiply(dy, blocks, by_column(rows, columns, -(-x.shape[1] // bn)), x.shape[1], sizes, transposed=True)
-    wide = pad_to(x, (x.shape[0], round_up(x.shape[1], bn)))
-    return dx, gradients(wide, dy, blocks, rows, columns, sizes), None, None
+    lines = by_column(rows, columns, -(-x.shape[1] // blocks.shape[2]))
+    dx = multiply(dy, blocks, lines, x.shape[1], sizes, transposed=True)
+    return dx, gradients(x, dy, blocks, rows, columns, sizes), None, None
 
 
 block_sparse_gpu.defvjp(_forward, _backward)

@@ -29,15 +29,15 @@ class Sizes(NamedTuple):
     groups: int = 1
 
 
-def _multiply_kernel(start, block, across, x, w, y, total, *, transposed) -> None:  # noqa: ANN001
+def _multiply_kernel(start, block, across, x, w, y, total, *, width, transposed) -> None:  # noqa: ANN001
     line = pl.program_id(1)
     length = w.shape[1 if transposed else 2]  # of the slice of x that a block meets
     total[...] = jnp.zeros_like(total)
 
     def add(place: Any, _: None) -> None:
-        columns = pl.ds(pl.multiple_of(across[place] * length, length), length)
+        first = pl.multiple_of(across[place] * length, length)
         total[...] += jax.lax.dot_general(
-            x[:, columns],
+            inside(x[:, pl.ds(first, length)], (0, first), (x.shape[0], width)),
             w[block[place]],
             (((1,), (0 if transposed else 1,)), ((), ())),
             preferred_element_type=jnp.float32,
@@ -57,11 +57,12 @@ def multiply(
     scratch: int,
     transposed: bool,
 ) -> Float[Array, "T O"]:
-    """x W^T by the lines of rows, or x W by those of columns where `transposed`; x is whole blocks wide."""
+    """The first `width` columns of x W^T by the lines of rows, or of x W by those of columns where `transposed`."""
     n, bm, bn = blocks.shape
-    wide, tokens = bn if transposed else bm, min(sizes.tokens, round_up(x.shape[0], 16))
+    length, wide = (bm, bn) if transposed else (bn, bm)
+    tokens = min(sizes.tokens, round_up(x.shape[0], 16))
     return tpu_call(
-        functools.partial(_multiply_kernel, transposed=transposed),
+        functools.partial(_multiply_kernel, width=x.shape[1], transposed=transposed),
         like((x.shape[0], width), x.dtype, x, blocks, *lines),
         *lines,
         x,
@@ -70,7 +71,7 @@ def multiply(
             num_scalar_prefetch=3,
             grid=(pl.cdiv(x.shape[0], tokens), lines.start.shape[0] - 1),
             in_specs=[
-                pl.BlockSpec((tokens, x.shape[1]), lambda t, i, *_: (t, 0)),
+                pl.BlockSpec((tokens, round_up(x.shape[1], length)), lambda t, i, *_: (t, 0)),
                 pl.BlockSpec((n, bm, bn), lambda t, i, *_: (0, 0, 0), pipeline_mode=pl.Buffered(1)),
             ],
             out_specs=pl.BlockSpec((tokens, wide), lambda t, i, *_: (t, i)),
@@ -84,7 +85,7 @@ def multiply(
     )
 
 
-def _gradient_kernel(rows, columns, x, dy, dw, *, tokens) -> None:  # noqa: ANN001
+def _gradient_kernel(rows, columns, x, dy, dw, *, tokens, out_size, in_size) -> None:  # noqa: ANN001
     group, step = pl.program_id(0), pl.program_id(1)
     own, bm, bn = dw.shape
 
@@ -94,12 +95,11 @@ def _gradient_kernel(rows, columns, x, dy, dw, *, tokens) -> None:  # noqa: ANN0
 
     def add(i: Any, _: None) -> None:
         b = group * own + i
-        out_of = pl.ds(pl.multiple_of(rows[b] * bm, bm), bm)
-        into = pl.ds(pl.multiple_of(columns[b] * bn, bn), bn)
+        out_of, into = pl.multiple_of(rows[b] * bm, bm), pl.multiple_of(columns[b] * bn, bn)
         start = step * x.shape[0]
         dw[i] += jax.lax.dot_general(
-            inside(dy[:, out_of], (start, 0), (tokens, bm)),
-            inside(x[:, into], (start, 0), (tokens, bn)),
+            inside(dy[:, pl.ds(out_of, bm)], (start, out_of), (tokens, out_size)),
+            inside(x[:, pl.ds(into, bn)], (start, into), (tokens, in_size)),
             (((0,), (0,)), ((), ())),
             preferred_element_type=jnp.float32,
             precision=precision(x.dtype),
@@ -117,13 +117,13 @@ def gradients(
     sizes: Sizes,
     scratch: int,
 ) -> Float[Array, "N bm bn"]:
-    """dW of every block. x and dy are whole blocks wide."""
+    """dW of every block."""
     n, bm, bn = blocks.shape
     groups, tokens = min(sizes.groups, n), min(sizes.gradient_tokens, round_up(x.shape[0], 16))
     padded = round_up(n, groups)  # the last group computes its surplus blocks for nothing
     rows, columns = (pad_to(t.astype(jnp.int32), (padded,)) for t in (rows, columns))
     dw = tpu_call(
-        functools.partial(_gradient_kernel, tokens=x.shape[0]),
+        functools.partial(_gradient_kernel, tokens=x.shape[0], out_size=dy.shape[1], in_size=x.shape[1]),
         like((padded, bm, bn), jnp.float32, x, dy, rows, columns),
         rows,
         columns,
@@ -133,8 +133,8 @@ def gradients(
             num_scalar_prefetch=2,
             grid=(groups, pl.cdiv(x.shape[0], tokens)),
             in_specs=[
-                pl.BlockSpec((tokens, x.shape[1]), lambda g, t, *_: (t, 0)),
-                pl.BlockSpec((tokens, dy.shape[1]), lambda g, t, *_: (t, 0)),
+                pl.BlockSpec((tokens, round_up(x.shape[1], bn)), lambda g, t, *_: (t, 0)),
+                pl.BlockSpec((tokens, round_up(dy.shape[1], bm)), lambda g, t, *_: (t, 0)),
             ],
             out_specs=pl.BlockSpec(
                 (padded // groups, bm, bn),
@@ -177,9 +177,7 @@ def block_sparse_tpu(
     scratch: int,
 ) -> Float[Array, "T O"]:
     """y = x W^T. Saves x, the blocks and where they are."""
-    _, bm, bn = blocks.shape
-    x = pad_to(x, (x.shape[0], round_up(x.shape[1], bn)))
-    lines = by_row(rows, columns, -(-out_size // bm))
+    lines = by_row(rows, columns, -(-out_size // blocks.shape[1]))
     return multiply(x, blocks, lines, out_size, sizes, scratch, transposed=False)
 
 
@@ -189,12 +187,9 @@ def _forward(x, blocks, rows, columns, out_size, sizes, scratch):  # noqa: ANN00
 
 def _backward(out_size, sizes, scratch, saved, dy):  # noqa: ANN001, ANN202
     x, blocks, rows, columns = saved
-    _, bm, bn = blocks.shape
-    dy = pad_to(dy, (dy.shape[0], round_up(out_size, bm)))
-    lines = by_column(rows, columns, -(-x.shape[1] // bn))
+    lines = by_column(rows, columns, -(-x.shape[1] // blocks.shape[2]))
     dx = multiply(dy, blocks, lines, x.shape[1], sizes, scratch, transposed=True)
-    wide = pad_to(x, (x.shape[0], round_up(x.shape[1], bn)))
-    return dx, gradients(wide, dy, blocks, rows, columns, sizes, scratch), None, None
+    return dx, gradients(x, dy, blocks, rows, columns, sizes, scratch), None, None
 
 
 block_sparse_tpu.defvjp(_forward, _backward)
