@@ -13,7 +13,7 @@ from pallas_kernels.block_sparse import pallas_tpu as tpu
 from pallas_kernels.block_sparse.reference import block_sparse_reference
 from pallas_kernels.block_sparse.xla import block_sparse_xla
 from pallas_kernels.common import chips, tuning
-from pallas_kernels.common.call import LANES, mesh_objection, over_mesh, round_up
+from pallas_kernels.common.call import LANES, mesh_objection, over_mesh, round_up, same_varying
 from pallas_kernels.common.dispatch import Choice, choose
 
 DENSE_ENOUGH = 0.75  # share of blocks from which one dense product is the better plan
@@ -49,7 +49,7 @@ def block_sparse(
     if run == "reference":
         return block_sparse_reference(x, blocks, rows, columns, out_size)
     if run == "xla":
-        return block_sparse_xla(x, blocks.astype(x.dtype), rows, columns, out_size)
+        return block_sparse_xla(*same_varying(x, blocks.astype(x.dtype), rows, columns), out_size)
 
     def local(x: Array, blocks: Array, rows: Array, columns: Array) -> Array:
         x2 = x.reshape(-1, x.shape[-1])

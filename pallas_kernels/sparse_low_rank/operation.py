@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.common import chips, tuning
-from pallas_kernels.common.call import mesh_objection, over_mesh
+from pallas_kernels.common.call import mesh_objection, over_mesh, same_varying
 from pallas_kernels.common.dispatch import Choice, choose
 from pallas_kernels.sparse_low_rank import pallas_tpu as tpu
 from pallas_kernels.sparse_low_rank.layout import is_tiled, tile_grid
@@ -50,7 +50,7 @@ def sparse_low_rank(
     if run == "reference":
         return sparse_low_rank_reference(x, b, a, v, support)
     if run == "xla":
-        return sparse_low_rank_xla(x, b, a, v, support)
+        return sparse_low_rank_xla(*same_varying(x, b, a, v, support))
     sizes, scratch, cores = _sizes(x, b, a)
     b, a, v = (t.astype(x.dtype) for t in (b, a, v))
     return over_mesh(lambda *t: tpu.sparse_low_rank_tpu(*t, sizes, scratch, cores), x, b, a, v, support)
