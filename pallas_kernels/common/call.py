@@ -106,7 +106,7 @@ def over_mesh(fn: Callable[..., jax.Array], x: jax.Array, *weights: jax.Array) -
         return fn(*same_varying(x, *weights))
     rows = partition_spec(("batch", *(None,) * (x.ndim - 1)), x.shape, dict(mesh.shape))
     none = jax.sharding.PartitionSpec()
-    # without check_vma, which the interpreter does not support; gradients of the weights are summed over devices all the same
+    # without check_vma, which the interpreter does not support; the weights' gradients are summed all the same
     local = jax.shard_map(fn, in_specs=(rows, *(none for _ in weights)), out_specs=rows, check_vma=False)
     return local(x, *weights)
 
