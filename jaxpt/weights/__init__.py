@@ -12,16 +12,29 @@ from jaxpt.core import trees
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
 from jaxpt.weights.base import Cost, Form, Matrix
+from jaxpt.weights.block_sparse import BlockSparse, BlockSparseMatrix
 from jaxpt.weights.dense import Dense, DenseMatrix
 from jaxpt.weights.low_rank import LowRank, LowRankMatrix
+from jaxpt.weights.monarch import BlockDiagonal, BlockDiagonalMatrix, Monarch, MonarchMatrix
 from jaxpt.weights.sparse_low_rank import SparseLowRank, SparseLowRankMatrix
 
-FORMS: dict[str, type[Form]] = {"dense": Dense, "low_rank": LowRank, "sparse_low_rank": SparseLowRank}
+FORMS: dict[str, type[Form]] = {
+    "block_diagonal": BlockDiagonal,
+    "block_sparse": BlockSparse,
+    "dense": Dense,
+    "low_rank": LowRank,
+    "monarch": Monarch,
+    "sparse_low_rank": SparseLowRank,
+}
 
 Rules = tuple[tuple[str, Form], ...]  # (path pattern, form); the first pattern that matches decides
 
 __all__ = [
     "FORMS",
+    "BlockDiagonal",
+    "BlockDiagonalMatrix",
+    "BlockSparse",
+    "BlockSparseMatrix",
     "Cost",
     "Dense",
     "DenseMatrix",
@@ -29,6 +42,8 @@ __all__ = [
     "LowRank",
     "LowRankMatrix",
     "Matrix",
+    "Monarch",
+    "MonarchMatrix",
     "Rules",
     "SparseLowRank",
     "SparseLowRankMatrix",

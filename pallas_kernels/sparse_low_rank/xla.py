@@ -11,34 +11,33 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels.sparse_low_rank.layout import flat_positions, is_tiled
+
 
 def densify(
-    b: Float[Array, "O R"], a: Float[Array, "R I"], v: Float[Array, " N"], support: Int[Array, " N"]
+    b: Float[Array, "O R"], a: Float[Array, "R I"], v: Float[Array, "*N"], support: Int[Array, "*N"]
 ) -> Float[Array, "O I"]:
-    """W = B A + S. `support` is sorted, without duplicates, in row-major order of W."""
+    """W = B A + S. `support` is sorted, without duplicates, in row-major order of W; or v and it are in tile-COO."""
     w = jnp.einsum("or,ri->oi", b, a, preferred_element_type=_accumulator(v)).astype(v.dtype)
-    flat = w.reshape(-1).at[support].add(v, unique_indices=True, indices_are_sorted=True)
-    return flat.reshape(w.shape)
+    flat, sort = _flat(support, w.shape)
+    added = w.reshape(-1).at[flat].add(v.reshape(-1), unique_indices=True, indices_are_sorted=sort, mode="drop")
+    return added.reshape(w.shape)
 
 
 @jax.custom_vjp
-def sparse_low_rank(
+def sparse_low_rank_xla(
     x: Float[Array, "*B I"],
     b: Float[Array, "O R"],
     a: Float[Array, "R I"],
-    v: Float[Array, " N"],
-    support: Int[Array, " N"],
+    v: Float[Array, "*N"],
+    support: Int[Array, "*N"],
 ) -> Float[Array, "*B O"]:
-    """y = x (B A + S)^T. Any scale (alpha / rank) is folded into A by the caller, so its gradient is chained there.
-
-    Shapes: x [..., in], B [out, rank], A [rank, in], v and support [nnz] with support[k] = row * in + column, sorted and
-    without duplicates. Rank 0 and nnz 0 are allowed. Source: SLTrain, section 3.2 and algorithm 1.
-    """
+    """y = x (B A + S)^T. Source: SLTrain, section 3.2 and algorithm 1."""
     return jnp.einsum("...i,oi->...o", x, densify(b, a, v, support))
 
 
-def _forward(x, b, a, v, support):  # noqa: ANN001, ANN202 - the signature is that of sparse_low_rank
-    return sparse_low_rank(x, b, a, v, support), (x, b, a, v, support)
+def _forward(x, b, a, v, support):  # noqa: ANN001, ANN202 - the signature is that of sparse_low_rank_xla
+    return sparse_low_rank_xla(x, b, a, v, support), (x, b, a, v, support)
 
 
 def _backward(saved, dy):  # noqa: ANN001, ANN202
@@ -46,17 +45,25 @@ def _backward(saved, dy):  # noqa: ANN001, ANN202
     dx = jnp.einsum("...o,oi->...i", dy, densify(b, a, v, support))
     x2, dy2 = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     g = jnp.einsum("to,ti->oi", dy2, x2, preferred_element_type=_accumulator(v))
-    dv = g.reshape(-1).at[support].get(unique_indices=True, indices_are_sorted=True)
+    flat, sort = _flat(support, g.shape)
+    dv = g.reshape(-1).at[flat].get(unique_indices=True, indices_are_sorted=sort, mode="fill", fill_value=0)
     if low_rank_from_tokens(x2.shape[0], *g.shape):
         db = jnp.einsum("to,tr->or", dy2, jnp.einsum("ti,ri->tr", x2, a))
         da = jnp.einsum("tr,ti->ri", jnp.einsum("to,or->tr", dy2, b), x2)
     else:
         db = jnp.einsum("oi,ri->or", g, a.astype(g.dtype))
         da = jnp.einsum("or,oi->ri", b.astype(g.dtype), g)
-    return dx, db.astype(b.dtype), da.astype(a.dtype), dv.astype(v.dtype), None
+    return dx, db.astype(b.dtype), da.astype(a.dtype), dv.reshape(v.shape).astype(v.dtype), None
 
 
-def _accumulator(v: Float[Array, " N"]) -> jnp.dtype:
+def _flat(support: Int[Array, "*N"], shape: tuple[int, ...]) -> tuple[Int[Array, " N"], bool]:
+    """Row-major positions, and whether they are sorted. Those of empty slots lie outside W and are dropped."""
+    if not is_tiled(support):
+        return support, True
+    return flat_positions(support, *shape).reshape(-1), False
+
+
+def _accumulator(v: Float[Array, "*N"]) -> jnp.dtype:
     """float32 for narrower formats, else their own."""
     return jnp.promote_types(v.dtype, jnp.float32)
 
@@ -66,4 +73,4 @@ def low_rank_from_tokens(tokens: int, out_size: int, in_size: int) -> bool:
     return tokens * (out_size + in_size) < out_size * in_size
 
 
-sparse_low_rank.defvjp(_forward, _backward)
+sparse_low_rank_xla.defvjp(_forward, _backward)

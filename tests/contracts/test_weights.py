@@ -29,6 +29,25 @@ def rank_4(rng: np.random.Generator) -> np.ndarray:
     return rng.normal(size=(LAYERS, OUT, 4)) @ rng.normal(size=(LAYERS, 4, IN)) / 2
 
 
+def slices_of_rank_1(rng: np.random.Generator) -> np.ndarray:
+    """[L, out, in] whose slice [l::4, 4 k : 4 k + 4] has rank 1 for all l and k: Monarch with four blocks."""
+    u, v = rng.normal(size=(LAYERS, OUT // 4, 4, 4)), rng.normal(size=(LAYERS, 4, 4, IN // 4))
+    return np.einsum("nslk,nlkp->nslkp", u, v).reshape(LAYERS, OUT, IN)
+
+
+def block_diagonal(rng: np.random.Generator) -> np.ndarray:
+    """[L, out, in] with four blocks on the diagonal."""
+    return rng.normal(size=(LAYERS, OUT, IN)) * np.kron(np.eye(4), np.ones((OUT // 4, IN // 4)))
+
+
+def three_blocks(rng: np.random.Generator) -> np.ndarray:
+    """[L, out, in] with three blocks of 8 x 8 of the six there could be, in other places in each layer."""
+    mask = np.zeros((LAYERS, 6))
+    for layer in mask:
+        layer[rng.choice(6, 3, replace=False)] = 1
+    return rng.normal(size=(LAYERS, OUT, IN)) * np.kron(mask.reshape(LAYERS, 3, 2), np.ones((1, 8, 8)))
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One form, what it can represent exactly, and how many entries of one [OUT, IN] matrix it trains."""
@@ -50,6 +69,22 @@ FORMS = {
         weights.SparseLowRank(rank=2, density=1.0), any_matrix, 2 * (OUT + IN) + OUT * IN
     ),
     "sparse, rank 0": Row(weights.SparseLowRank(rank=0, density=1.0), any_matrix, OUT * IN),
+    "sparse low rank, uniform tiles": Row(
+        weights.SparseLowRank(rank=4, density=0.25, support="uniform_tiles"), rank_4, 4 * (OUT + IN) + OUT * IN // 4
+    ),
+    "sparse low rank, balanced tiles": Row(
+        weights.SparseLowRank(rank=4, density=0.25, support="tile_balanced"), rank_4, 4 * (OUT + IN) + OUT * IN // 4
+    ),
+    "monarch": Row(weights.Monarch(blocks=4), slices_of_rank_1, 4 * 4 * 4 + 4 * 6 * 4),
+    "monarch, block order": Row(
+        weights.Monarch(blocks=4, order="block"),
+        lambda rng: slices_of_rank_1(rng).reshape(LAYERS, 6, 4, IN).swapaxes(1, 2).reshape(LAYERS, OUT, IN),
+        4 * 4 * 4 + 4 * 6 * 4,
+    ),
+    "monarch, one block": Row(weights.Monarch(blocks=1), any_matrix, IN * (OUT + IN)),
+    "block diagonal": Row(weights.BlockDiagonal(blocks=4), block_diagonal, OUT * IN // 4),
+    "block sparse": Row(weights.BlockSparse(density=0.5, block=(8, 8)), three_blocks, OUT * IN // 2),
+    "block sparse, all blocks": Row(weights.BlockSparse(density=1.0, block=(8, 8)), any_matrix, OUT * IN),
     "low rank by way of no sparse part": Row(weights.SparseLowRank(rank=4, density=0.0), rank_4, 4 * (OUT + IN)),
 }
 
