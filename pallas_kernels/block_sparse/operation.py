@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -63,16 +64,8 @@ def block_sparse(
     return over_mesh(local, x, blocks.astype(x.dtype), rows, columns)
 
 
-def choice(
-    x: Float[Array, "*B I"],
-    blocks: Float[Array, "N bm bn"],
-    rows: Int[Array, " N"],
-    columns: Int[Array, " N"],
-    *,
-    out_size: int,
-    implementation: str = "auto",
-) -> Choice:
-    """The implementation that `block_sparse` would run, and why."""
+def choice(x: Any, blocks: Any, rows: Any, columns: Any, *, out_size: int, implementation: str = "auto") -> Choice:
+    """The implementation that `block_sparse` would run for these arrays, or for arrays of these shapes, and why."""
     n, bm, bn = blocks.shape
 
     def limit(name: str) -> str | None:
