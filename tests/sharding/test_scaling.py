@@ -17,7 +17,7 @@ from jaxpt.sharding.scaling import Scaling
 pytestmark = pytest.mark.skipif(
     not topology.installed(), reason="the TPU compiler is not installed: pip install 'jaxpt[tpu]'"
 )
-SMALL, LARGE = "v5e:4x4", "v5e:16x16"
+SMALL, MIDDLE, LARGE = "v5e:4x4", "v5e:8x8", "v5e:16x16"
 CFG = decoder.Config(
     vocab_size=512,
     layers=2,
@@ -50,7 +50,7 @@ def test_the_work_of_a_chip_does_not_grow_with_the_number_of_chips():
 
 def test_a_dropped_activation_constraint_is_caught(monkeypatch):
     monkeypatch.setattr(block, "constrain", lambda x, *axes: x)
-    found = Scaling(small(), compile_job(job(256), topology.parse(LARGE)))
+    found = Scaling(small(), compile_job(job(64), topology.parse(MIDDLE)))  # it shows at 64, and compiles much faster
     assert not found.holds and max(found.flops, found.temporaries) > 1.5
     with pytest.raises(ArithmeticError, match="at most 1.05 is allowed. Look for an activation without `constrain`"):
         found.check()
