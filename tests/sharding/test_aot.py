@@ -11,9 +11,10 @@ from jaxpt.sharding import MeshConfig, make_mesh, platform, topology
 from jaxpt.sharding.aot import Job, abstract_state, compile_job, shard_bytes
 from jaxpt.sharding.topology import GIB
 
-pytestmark = pytest.mark.skipif(
-    not topology.installed(), reason="the TPU compiler is not installed: pip install 'jaxpt[tpu]'"
-)
+pytestmark = [
+    pytest.mark.skipif(not topology.installed(), reason="the TPU compiler is not installed: pip install 'jaxpt[tpu]'"),
+    pytest.mark.xdist_group("libtpu"),  # one process at a time may hold it
+]
 CFG = decoder.Config(vocab_size=32000, layers=4, width=1024, heads=8, ffn=2816, param_dtype="bfloat16")
 
 

@@ -14,9 +14,10 @@ from jaxpt.sharding import topology
 from jaxpt.sharding.aot import Job, compile_job
 from jaxpt.sharding.scaling import Scaling
 
-pytestmark = pytest.mark.skipif(
-    not topology.installed(), reason="the TPU compiler is not installed: pip install 'jaxpt[tpu]'"
-)
+pytestmark = [
+    pytest.mark.skipif(not topology.installed(), reason="the TPU compiler is not installed: pip install 'jaxpt[tpu]'"),
+    pytest.mark.xdist_group("libtpu"),  # one process at a time may hold it
+]
 SMALL, MIDDLE, LARGE = "v5e:4x4", "v5e:8x8", "v5e:16x16"
 CFG = decoder.Config(
     vocab_size=512,
