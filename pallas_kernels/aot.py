@@ -77,13 +77,13 @@ def compile_for(mesh: Mesh, fn: Callable[..., Any], *args: Any) -> Report:
         start = time.perf_counter()
         compiled = lowered.compile()
     seconds = time.perf_counter() - start
-    cost = compiled.cost_analysis()
+    cost, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     return Report(
         seconds,
         cost.get("flops", 0.0),
         cost.get("bytes accessed", 0.0),
-        compiled.memory_analysis().temp_size_in_bytes,
-        compiled.as_text(),
+        0 if memory is None else memory.temp_size_in_bytes,
+        compiled.as_text() or "",
     )
 
 

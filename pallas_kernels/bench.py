@@ -80,7 +80,7 @@ def measure(case: Case, rounds: int, check_only: bool) -> list[dict[str, Any]]:
     """One row per variant and direction."""
     rows, runners = [], {}
     for name, variant in case.variants.items():
-        row = {"operation": case.operation, "case": case.name, "variant": name}
+        row: dict[str, Any] = {"operation": case.operation, "case": case.name, "variant": name}
         reason = refusal(name)
         if reason is None:
             try:

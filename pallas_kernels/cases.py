@@ -85,7 +85,7 @@ def cases(operation: str, size: str, tokens: int) -> list[Case]:
         shapes = {"attention": (width, width), "up": (ffn, width), "down": (width, ffn)}
     else:
         raise nearest_error("size", size, [*PRESETS, "square-2048"])
-    make = {
+    make: Callable[..., Case] = {
         "sparse_low_rank": functools.partial(_sparse_low_rank, rank=rank, density=density),
         "monarch": _monarch,
         "block_sparse": _block_sparse,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -57,9 +58,9 @@ class BlockSparseMatrix(Matrix):
 
     def cost(self, tokens: int) -> Cost:
         """Executed: the blocks that are there where a kernel runs, a dense product where none does."""
-        one = jax.ShapeDtypeStruct(self.blocks.shape[-3:], jnp.bfloat16)
-        place = jax.ShapeDtypeStruct(one.shape[:1], jnp.int32)
-        x = jax.ShapeDtypeStruct((tokens, self.in_size), jnp.bfloat16)
+        one: Any = jax.ShapeDtypeStruct(self.blocks.shape[-3:], jnp.bfloat16)
+        place: Any = jax.ShapeDtypeStruct(one.shape[:1], jnp.int32)
+        x: Any = jax.ShapeDtypeStruct((tokens, self.in_size), jnp.bfloat16)
         run = choice(x, one, place, place, out_size=self.out_size).implementation
         nominal = 6.0 * tokens * math.prod(one.shape)
         return Cost(nominal, 6.0 * tokens * self.out_size * self.in_size if run == "xla" else nominal)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def tpu_call(
     out: Any,
     *args: jax.Array,
     grid_spec: Any,
-    semantics: Sequence[str],
+    semantics: Sequence[Literal["parallel", "arbitrary"]],
     scratch: int,
     flops: float,
     nbytes: float,

@@ -68,7 +68,7 @@ def to_authors(
     if -(-q // l) != c:
         raise ValueError(f"q={q} needs {-(-q // l)} slots per block, but w1 {w1.shape} has {c}")
     table = positions(k, l, q)
-    where_l, where_k, where_i = (t[table != q] for t in np.indices(table.shape))
+    where_l, where_k, where_i = np.nonzero(table != q)
     f = where_k * q + table[table != q]
     order = np.argsort(f)
     first = w1[..., where_l[order], where_k[order], where_i[order], :].reshape(*w1.shape[:-4], k, q, w1.shape[-1])

@@ -92,6 +92,7 @@ def choice(
                 )
             return None
         sizes, chip = _sizes(x, w1, w2, name)
+        assert isinstance(sizes, tpu.Sizes)
         needed = max(tpu.forward_scratch(x.dtype, w1, w2, sizes), tpu.backward_scratch(x.dtype, w1, w2, sizes))
         if needed > chip.scratch:
             return (

@@ -105,7 +105,7 @@ def _backward_kernel(x, dy, w1, w2, dx, dw1, dw2, *, tokens, canonical) -> None:
     step = pl.program_id(2)
 
     @pl.when(step == 0)
-    def _() -> None:
+    def clear() -> None:
         dw1[...] = jnp.zeros_like(dw1)
         dw2[...] = jnp.zeros_like(dw2)
 

@@ -32,16 +32,19 @@ def flat_positions(p: Int[Array, "R C K"], out_size: int, in_size: int) -> Int[A
 
 
 def to_tiles(
-    v: Float[Array, " N"], support: Int[Array, " N"], shape: tuple[int, int], slots: int | None = None
+    v: Float[Array | np.ndarray, " N"],
+    support: Int[Array | np.ndarray, " N"],
+    shape: tuple[int, int],
+    slots: int | None = None,
 ) -> tuple[Float[np.ndarray, "R C K"], Int[np.ndarray, "R C K"]]:
     """Flat values and row-major positions as tile-COO, outside jit. `slots` is K; what the fullest tile needs by default.
 
     Raises:
       ValueError: a tile has more entries than `slots`.
     """
-    support, values = np.asarray(support), np.asarray(v)
+    flat, values = np.asarray(support), np.asarray(v)
     rows, columns = tile_grid(*shape)
-    row, column = np.divmod(support, shape[1])
+    row, column = np.divmod(flat, shape[1])
     tile = row // TILE * columns + column // TILE
     order = np.argsort(tile, kind="stable")
     counts = np.bincount(tile, minlength=rows * columns)
@@ -49,7 +52,7 @@ def to_tiles(
     k = needed if slots is None else slots
     if needed > k:
         raise ValueError(f"a tile holds {needed} entries, more than slots={k}")
-    slot = np.arange(support.size) - np.repeat(np.cumsum(counts) - counts, counts)
+    slot = np.arange(flat.size) - np.repeat(np.cumsum(counts) - counts, counts)
     v_tiles = np.zeros((rows * columns, k), values.dtype)
     p_tiles = np.full((rows * columns, k), EMPTY, np.int16)
     v_tiles[tile[order], slot] = values[order]

@@ -15,6 +15,8 @@ from jaxpt.core import spec as specs
 from jaxpt.core import trees
 from jaxpt.models import decoder
 from jaxpt.weights.sparse_low_rank import random_support
+from jaxpt.weights.supports import balanced_tiles, slots_for_uniform, uniform_tiles
+from pallas_kernels.sparse_low_rank.layout import EMPTY, flat_positions
 
 # size -> layers, width, ffn, heads, rank, density, then millions of parameters: full, low-rank, SLTrain
 PAPER = {
@@ -186,3 +188,22 @@ def test_from_dense_matches_w_on_its_support_and_its_svd_elsewhere():
     lower = dataclasses.replace(form, rank=11)
     with pytest.raises(ValueError, match="rank 11 is above"):
         lower.from_dense(jax.random.key(1), w)
+
+
+def test_supports_by_tile_hold_what_they_say():
+    """Uniform tiles: nnz distinct positions, room to spare. Balanced: the same share of every tile, ragged ones included."""
+    m, n, nnz = 200, 300, 1800
+    slots = slots_for_uniform(m, n, nnz)
+    for draw, expected in ((uniform_tiles(m, n, nnz), nnz), (balanced_tiles(m, n, 0.03), None)):
+        p = np.asarray(draw(jax.random.key(0), (2, 2, 3, slots), jnp.int16))
+        assert not np.array_equal(p[0], p[1])
+        for one in p:
+            flat = np.asarray(flat_positions(jnp.asarray(one), m, n))
+            inside = flat[one != EMPTY]
+            assert inside.max() < m * n and len(set(inside)) == inside.size and (flat[one == EMPTY] >= m * n).all()
+            if expected:
+                assert inside.size == expected
+            else:
+                areas = np.outer([128, 72], [128, 128, 44])
+                np.testing.assert_array_equal((one != EMPTY).sum(-1), np.round(0.03 * areas))
+    assert slots_for_uniform(2048, 2048, int(0.03 * 2048**2)) == 640
