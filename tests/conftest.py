@@ -1,12 +1,19 @@
 """Eight CPU devices for every test, so that meshes are real, and the declared array shapes checked at every call."""
 
 import os
+import sys
+import types
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from jaxtyping import install_import_hook
+# JAX must start after the settings above.
+from beartype import BeartypeConf, beartype  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
 
+checker = types.ModuleType("jaxpt_type_checker")  # the hook takes a name; an int is a float here, as everywhere
+checker.check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # type: ignore[attr-defined]
+sys.modules[checker.__name__] = checker
 # Not jaxpt.weights: its dataclasses hold specs, shapes and shardings as well as the arrays they are declared to hold.
-install_import_hook(["jaxpt.layers", "jaxpt.models", "jaxpt.objectives", "pallas_kernels"], "beartype.beartype")
+install_import_hook(["jaxpt.layers", "jaxpt.models", "jaxpt.objectives", "pallas_kernels"], f"{checker.__name__}.check")
