@@ -85,11 +85,12 @@ def cases(operation: str, size: str, tokens: int) -> list[Case]:
         shapes = {"attention": (width, width), "up": (ffn, width), "down": (width, ffn)}
     else:
         raise nearest_error("size", size, [*PRESETS, "square-2048"])
-    make: Callable[..., Case] = {
+    makers: dict[str, Callable[..., Case]] = {
         "sparse_low_rank": functools.partial(_sparse_low_rank, rank=rank, density=density),
         "monarch": _monarch,
         "block_sparse": _block_sparse,
-    }[operation]
+    }
+    make = makers[operation]
     return [make(f"{size} {name} {out} x {inp}", tokens, out, inp) for name, (out, inp) in shapes.items()]
 
 

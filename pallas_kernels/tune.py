@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         if costs[best] == float("inf"):
             print(f"{case.name}: no candidate can run", flush=True)
             continue
-        out, inp = (a.shape[0 if i else 1] for i, a in enumerate(reversed(case.variants["dense"].arguments)))
+        out, inp = case.variants["dense"].arguments[1].shape
         print(f"{case.name}: {tried[best]} {costs[best]:.3e}", flush=True)
         source = "compiled" if args.compile_for else "timed"
         entries.append(entry(args.operation, chip.name, {"in": inp, "out": out}, tried[best], source))

@@ -15,7 +15,7 @@ def block_sparse_reference(
 ) -> Float[Array, "*B O"]:
     """x (W * M)^T, with M one where entry (i, j) lies in a block that is there."""
     n, bm, bn = blocks.shape
+    which = jnp.full((-(-out_size // bm), -(-x.shape[-1] // bn)), n).at[rows, columns].set(jnp.arange(n))
     i, j = jnp.arange(out_size)[:, None], jnp.arange(x.shape[-1])[None, :]
-    here = (rows == (i // bm)[..., None]) & (columns == (j // bn)[..., None])  # [O, I, N]
-    w = blocks[jnp.argmax(here, -1), i % bm, j % bn] if n else jnp.zeros((out_size, x.shape[-1]), x.dtype)
-    return x @ (w * here.any(-1)).T
+    with_none = jnp.concatenate([blocks, jnp.zeros_like(blocks[:1])])  # block n: what is not there
+    return x @ with_none[which[i // bm, j // bn], i % bm, j % bn].T
