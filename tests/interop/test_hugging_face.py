@@ -235,3 +235,11 @@ def test_arrays_without_a_name_are_an_error_that_leaves_the_folder_as_it_was(tmp
     with pytest.raises(ValueError, match="no name for adapters"):
         hugging_face.save(tmp_path, params | {"adapters": jnp.ones(3)}, SMALL)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_transformers_reads_our_bytes(tmp_path):
+    hf = pytest.importorskip("transformers")
+    hugging_face.save(tmp_path, random_params(SMALL), SMALL, vocabulary=ByteVocabulary())
+    theirs = hf.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("hé").input_ids == [*ByteVocabulary().encode("hé"), ByteVocabulary().eos_id]
+    assert len(theirs) == ByteVocabulary().size
