@@ -90,7 +90,7 @@ def _what_is_compiled(cfg: Pretrain) -> Pretrain:
     )
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)  # without workers a claim comes back to its arms for the other seeds
 def _job(cfg: Pretrain) -> Job:
     return pretrain.build(cfg, optimizer=rate_in_state(cfg))
 
