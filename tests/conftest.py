@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # JAX must start after the settings above.
+import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -18,3 +19,11 @@ sys.modules[checker.__name__] = checker
 # Not jaxpt.weights: its dataclasses hold specs, shapes and shardings as well as the arrays they are declared to hold.
 # Not pallas_kernels: operations there check the shapes they are given themselves, and kernels are also given references.
 install_import_hook(["jaxpt.layers", "jaxpt.models", "jaxpt.objectives"], f"{checker.__name__}.check")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several processes (`--dist loadgroup`) the tests of a file stay together, in order: they share what they have
+    compiled. Files that hold the TPU compiler stay together too, by their own mark."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))

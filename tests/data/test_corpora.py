@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxpt.core.files import sha256
 from jaxpt.data.corpora import CORPORA, cache_dir, download, extract, open_corpus
 from jaxpt.data.corpora.debian import clean_gcide
 from jaxpt.data.corpora.packaged import DEFAULT_ENGLISH, PACKAGED

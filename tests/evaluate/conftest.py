@@ -1,13 +1,9 @@
-"""Compiles quickly instead of well, and lets these tests import `hugging_face_names` of the models' tests."""
+"""Compiles quickly instead of well."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "models"))
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -6,7 +6,6 @@ import functools
 import json
 from pathlib import Path
 
-import hugging_face_names
 import jax
 import numpy as np
 import pytest
@@ -17,6 +16,8 @@ from jaxpt.data.vocabularies import HFVocabulary
 from jaxpt.evaluate.documents import documents_bits_per_byte, text_windows
 from jaxpt.evaluate.multiple_choice import Item, multiple_choice
 from jaxpt.evaluate.scoring import Scorer, decoder_tokens, on_texts
+from jaxpt.interop.families import FAMILIES
+from jaxpt.interop.names import Arrays, from_state
 from jaxpt.models import decoder
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -45,7 +46,7 @@ def llama():
         arrays = dict(file)
     cfg = decoder.Config(**json.loads(str(arrays.pop("config"))))
     state = {k.removeprefix("weight/"): v for k, v in arrays.items() if k.startswith("weight/")}
-    return cfg, hugging_face_names.llama(state, cfg)
+    return cfg, from_state(Arrays(state), decoder.spec(cfg), FAMILIES["llama"].pieces(cfg))
 
 
 @functools.cache

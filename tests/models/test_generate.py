@@ -37,7 +37,8 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def params(name):
-    return decoder.init(jax.random.key(5), CONFIGS[name])
+    with jax.ensure_compile_time_eval():  # the first call may come from inside a jitted function
+        return decoder.init(jax.random.key(5), CONFIGS[name])
 
 
 def run(name="llama", prompts=PROMPTS, steps=5, temperature=0.0, **kwargs):

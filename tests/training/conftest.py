@@ -8,10 +8,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import tiny_run  # noqa: E402
+
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation(request):
     """Compiles without most optimizations, in half the time, but where runs are compared bit for bit."""
+    tiny_run.build.cache_clear()  # what another file has compiled otherwise
     if request.module.__name__.endswith("test_faults"):
         yield
         return
