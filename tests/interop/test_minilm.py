@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +36,7 @@ def folder(tmp_path_factory):
 def by_hand(model, text):
     """One text alone, unpadded, in float64 after the model."""
     ids = [model.vocabulary.bos_id, *model.vocabulary.encode(text)[: model.max_tokens - 2], model.vocabulary.eos_id]
-    states = np.asarray(encoder.apply(model.params, np.asarray([ids], np.int32), model.cfg), np.float64)[0]
+    states = np.asarray(encoder.apply(model.params, jnp.asarray([ids], jnp.int32), model.cfg), np.float64)[0]
     return states.mean(0) / np.linalg.norm(states.mean(0))
 
 

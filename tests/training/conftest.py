@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import tiny_run  # noqa: E402
+import tiny_run
 
 
 @pytest.fixture(autouse=True, scope="module")
