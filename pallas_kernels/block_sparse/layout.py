@@ -32,6 +32,7 @@ def by_column(rows: Int[Array, " N"], columns: Int[Array, " N"], count: int) -> 
 
 
 def _lines(along: Int[Array, " N"], across: Int[Array, " N"], count: int) -> Lines:
+    along, across = jnp.asarray(along), jnp.asarray(across)  # NumPy arrays cannot be indexed by a traced order
     order = jnp.lexsort((across, along)).astype(jnp.int32)
     start = jnp.searchsorted(along[order], jnp.arange(count + 1)).astype(jnp.int32)
     return Lines(start, order, across[order].astype(jnp.int32))
