@@ -15,6 +15,7 @@ import tiny_run
 def quick_compilation(request):
     """Compiles without most optimizations, in half the time, but where runs are compared bit for bit."""
     tiny_run.build.cache_clear()  # what another file has compiled otherwise
+    jax.clear_caches()
     if request.module.__name__.endswith("test_faults"):
         yield
         return
