@@ -53,11 +53,6 @@ def array(shape: tuple[int, ...], axes: tuple[str | None, ...], init: Initialize
     return ArraySpec(shape, axes, init, dtype)
 
 
-def is_spec(x: Any) -> bool:
-    """Whether x is the leaf of a spec tree."""
-    return isinstance(x, ArraySpec)
-
-
 def init(key: PRNGKeyArray, spec: PyTree) -> PyTree:
     """Initial values. Each array's key is folded from its path, so one array's numbers do not depend on the others."""
     return trees.map_with_path(lambda path, s: s.init(fold(key, path), s.shape, jnp.dtype(s.dtype)), spec)
