@@ -13,15 +13,12 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from jaxpt import optim
 from jaxpt.core import spec as specs
-from jaxpt.core.names import nearest_error
 from jaxpt.core.types import Params, PRNGKeyArray
 from jaxpt.data.held_out import Part, held_out
 from jaxpt.data.loader import Loader, single_source
@@ -32,6 +29,7 @@ from jaxpt.evaluate.bits_per_byte import Scorer, bits_per_byte, make_scorer
 from jaxpt.models import decoder
 from jaxpt.objectives import causal_lm
 from jaxpt.objectives.base import Losses
+from jaxpt.optim import AdamConfig, OptimizerConfig
 from jaxpt.sharding import MeshConfig, local_rows, make_mesh
 from jaxpt.training import ledger
 from jaxpt.training import state as states
@@ -76,47 +74,12 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AdamConfig:
-    """Adam and its schedule.
-
-    Attributes:
-      rate: the peak of the schedule.
-      schedule: a key of `optim.SCHEDULES`.
-      warmup: share of all updates.
-      floor: the last rate as a share of the peak.
-      clip: global gradient norm; None for no clipping.
-    """
-
-    rate: float = 3e-3
-    schedule: str = "cosine"
-    warmup: float = 0.1
-    floor: float = 0.1
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float | None = None
-
-    def rates(self, steps: int, peak: Any = None) -> optax.Schedule:
-        """Update number from 0 -> rate. `peak` replaces `rate`, and may be traced."""
-        if self.schedule not in optim.SCHEDULES:
-            raise nearest_error("schedule", self.schedule, optim.SCHEDULES)
-        warmup = round(self.warmup * steps)
-        return optim.SCHEDULES[self.schedule](self.rate if peak is None else peak, steps, warmup, self.floor)
-
-    def make(self, steps: int, peak: Any = None) -> optax.GradientTransformation:
-        """The optax transformation."""
-        rates, decay = self.rates(steps, peak), self.weight_decay
-        return optim.adam(rates, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=decay)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain:
     """One pretraining run, whole. `init_seed` draws the parameters, `data.seed` the order of the batches."""
 
     model: decoder.Config = dataclasses.field(default_factory=decoder.Config)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    optimizer: AdamConfig = dataclasses.field(default_factory=AdamConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamConfig)
     run: RunConfig = dataclasses.field(default_factory=lambda: RunConfig(steps=300))
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     accumulate: int = 1

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jaxpt.core.types import Params
 from jaxpt.models import decoder
 from jaxpt.pretrain import Data, Job, Pretrain
 from jaxpt.training import ledger
+from jaxpt.training.events import Scheduled
 from jaxpt.training.loop import train
 from jaxpt.training.run import NonFiniteError
 from jaxpt.training.state import TrainState
@@ -32,21 +33,30 @@ from jaxpt.training.state import TrainState
 Look = Callable[[Params], dict[str, Any]]  # trained parameters -> what the trial should keep of them
 
 
-def score(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, look: Look | None = None) -> Trial:
+def score(
+    cfg: Pretrain,
+    *,
+    rate: float,
+    init_seed: int,
+    order_seed: int,
+    events: Sequence[Scheduled] = (),
+    look: Look | None = None,
+) -> Trial:
     """Trains with this peak rate and scores both parts of the held-out documents.
 
     Args:
       init_seed, order_seed: of the initial values, and of the order of the batches. Runs that share both differ in the
         treatment alone.
+      events: as for `jaxpt.pretrain.run`.
       look: its result becomes the trial's `extra`.
     """
     start = time.perf_counter()
     job, data = _job(_what_is_compiled(cfg)), _data(cfg.data, cfg.model.vocab_size)
     state = with_rate(job.create(init_seed=init_seed, seed=order_seed, spec=decoder.spec(cfg.model)), rate)
     quiet = dataclasses.replace(cfg.run, out=None, quiet=True, log_every=max(1, cfg.run.steps // 60))
-    flops = pretrain.flops_per_step(cfg)
+    flops, batches = pretrain.flops_per_step(cfg), data.loader(job.mesh, seed=order_seed)
     try:
-        result = train(quiet, job.step, state, data.loader(job.mesh, seed=order_seed), flops_per_step=flops)
+        result = train(quiet, job.step, state, batches, events=events, flops_per_step=flops)
     except NonFiniteError as error:  # a rate that is too high is a result, not an accident
         return Trial(math.inf, math.inf, {}, [], time.perf_counter() - start, {"diverged": str(error)})
     params = result.state.params

@@ -29,7 +29,8 @@ from jaxpt.analysis.spectra import numerical_rank, singular_values
 from jaxpt.comparison import Table, Trial
 from jaxpt.core import spec as specs
 from jaxpt.models import decoder
-from jaxpt.pretrain import AdamConfig, DataConfig, Pretrain
+from jaxpt.optim import AdamConfig
+from jaxpt.pretrain import DataConfig, Pretrain
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
 from jaxpt.training import ledger

@@ -30,7 +30,8 @@ from jaxpt import pretrain
 from jaxpt.core import spec
 from jaxpt.core.processes import restart_with_huge_pages
 from jaxpt.models import decoder
-from jaxpt.pretrain import AdamConfig, DataConfig, Pretrain
+from jaxpt.optim import AdamConfig
+from jaxpt.pretrain import DataConfig, Pretrain
 from jaxpt.training.metrics import peak_flops
 from jaxpt.training.step import put_batch
 

@@ -63,16 +63,6 @@ def abstract(spec: PyTree) -> PyTree:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(s.dtype)), spec)
 
 
-def with_param_dtype(spec: PyTree, dtype: str) -> PyTree:
-    """The same spec with floating-point arrays stored in `dtype`; integer arrays keep theirs."""
-
-    def cast(s: ArraySpec) -> ArraySpec:
-        floating = jnp.issubdtype(jnp.dtype(s.dtype), jnp.floating)
-        return dataclasses.replace(s, dtype=dtype) if floating else s
-
-    return jax.tree.map(cast, spec)
-
-
 def count(tree: PyTree) -> int:
     """Number of trainable elements of a spec tree, an abstract tree or a tree of arrays."""
     return sum(math.prod(x.shape) for x in jax.tree.leaves(trees.split(tree)[0]))

@@ -14,7 +14,7 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,23 @@ def write_shard(shard: Shard, vocabulary: Vocabulary | None = None) -> dict[str,
     os.replace(partial, shard.path)
     write_json(shard.sidecar, done)
     return done
+
+
+def write_folder(
+    out: Path,
+    splits: Mapping[str, Sequence[Item]],
+    vocabulary: Vocabulary,
+    facts: dict[str, Any] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Path:
+    """A prepared folder of documents that are in memory, for `TokenRecords`; returns `out`."""
+    (out / "vocabulary").mkdir(parents=True, exist_ok=True)
+    vocabulary.save(out / "vocabulary")
+    shards = [s for split, items in splits.items() for s in plan_shards(out, split, items, shard_bytes)]
+    for shard in shards:
+        write_shard(shard, vocabulary)
+    assemble(out, shards, vocabulary, {"name": out.name} if facts is None else facts)
+    return out
 
 
 def finished(shard: Shard) -> dict[str, Any] | None:

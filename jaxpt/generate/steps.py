@@ -20,6 +20,7 @@ from jaxpt.core.types import Array, Bool, Float, Int, Params, UInt32
 from jaxpt.layers import block as blocks
 from jaxpt.layers import norms
 from jaxpt.layers.block import Cache, Context
+from jaxpt.layers.embeddings import embed
 from jaxpt.models import decoder
 from jaxpt.models.generate import Sampling, place, sample
 
@@ -87,9 +88,7 @@ def extend(
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _enter(around: Params, ids: Array, valid: Array, cached: Array, length: Array, cfg: decoder.Config) -> Any:
     positions, mask, slots = place(cached, length, valid)
-    x = blocks.embed(around["embedding"], ids, cfg.compute_dtype)
-    if "positions" in around:
-        x = x + jnp.take(around["positions"], positions, axis=0).astype(x.dtype)
+    x, positions = embed(around, ids, positions, cfg.compute_dtype)
     return x, Context(mask, positions), slots
 
 

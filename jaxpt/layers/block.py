@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 
 from jaxpt import weights
@@ -195,8 +194,3 @@ def self_attention(
     bias = None if context.score is None else context.score(q, k, p)
     out = dot_product_attention(q, k, v, context.mask, bias=bias, implementation=cfg.attention)
     return weights.linear(out.reshape(b, s, cfg.heads * cfg.per_head), p["out"]), cache
-
-
-def embed(table: Float[Array, "V D"], ids: Int[Array, "B S"], dtype: str) -> Float[Array, "B S D"]:
-    """Rows of an embedding table."""
-    return constrain(jnp.take(table, ids, axis=0).astype(dtype), "batch", "sequence", "features")

@@ -22,6 +22,7 @@ from jaxpt.core.types import Array, Float, Int, Params, PRNGKeyArray
 from jaxpt.layers import block as blocks
 from jaxpt.layers import masks, norms, stack
 from jaxpt.layers.block import Cache, Context, Hook, Score
+from jaxpt.layers.embeddings import embed
 from jaxpt.layers.stack import Hidden, StackConfig
 
 
@@ -117,15 +118,7 @@ def hidden_states(
     """
     if cache is not None and (positions is None or mask is None):
         raise ValueError("a cache needs positions and a mask that count its tokens; call jaxpt.models.generate.extend")
-    embedded = jnp.issubdtype(inputs.dtype, jnp.floating)
-    x = inputs.astype(cfg.compute_dtype) if embedded else blocks.embed(params["embedding"], inputs, cfg.compute_dtype)
-    b, s = x.shape[:2]
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(s), (b, s))
-    if "positions" in params:
-        if s > cfg.learned_positions:
-            raise ValueError(f"{s} positions given, but learned_positions={cfg.learned_positions}")
-        x = x + jnp.take(params["positions"], positions, axis=0).astype(x.dtype)
+    x, positions = embed(params, inputs, positions, cfg.compute_dtype)
     context = Context(masks.causal(segments) if mask is None else mask, positions, score, hook)
     x, captured, cache = stack.run(params["blocks"], x, cfg, context, path, capture, cache)
     return Hidden(norms.norm(x, params["final_norm"], cfg.norm_eps), captured, cache)

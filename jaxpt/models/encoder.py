@@ -24,6 +24,7 @@ from jaxpt.core.types import Array, Float, Int, Params, PRNGKeyArray
 from jaxpt.layers import block as blocks
 from jaxpt.layers import masks, norms, stack
 from jaxpt.layers.block import Context, Hook, Score
+from jaxpt.layers.embeddings import embed
 from jaxpt.layers.mlp import ACTIVATIONS, gated
 from jaxpt.layers.stack import Hidden, StackConfig
 
@@ -121,17 +122,9 @@ def hidden_states(
     Raises:
       ValueError: more positions than the table has, or token types where the model has none.
     """
-    embedded = jnp.issubdtype(inputs.dtype, jnp.floating)
-    x = inputs.astype(cfg.compute_dtype) if embedded else blocks.embed(params["embedding"], inputs, cfg.compute_dtype)
-    b, s = x.shape[:2]
-    if positions is None:
-        positions = jnp.broadcast_to(jnp.arange(s), (b, s))
-    if "positions" in params:
-        if s > cfg.learned_positions:
-            raise ValueError(f"{s} positions given, but learned_positions={cfg.learned_positions}")
-        x = x + jnp.take(params["positions"], positions, axis=0).astype(x.dtype)
+    x, positions = embed(params, inputs, positions, cfg.compute_dtype)
     if "token_types" in params:
-        types = jnp.zeros((b, s), jnp.int32) if token_types is None else token_types
+        types = jnp.zeros(x.shape[:2], jnp.int32) if token_types is None else token_types
         x = x + jnp.take(params["token_types"], types, axis=0).astype(x.dtype)
     elif token_types is not None:
         raise ValueError("token_types given, but the model has none (token_types=0)")

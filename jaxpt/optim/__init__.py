@@ -1,7 +1,8 @@
 """Optimizers and schedules: optax transformations, one file per method, and parameter groups by path."""
 
-from jaxpt.optim.adam import adam
+from jaxpt.optim.adam import AdamConfig, adam
+from jaxpt.optim.config import OptimizerConfig
 from jaxpt.optim.groups import groups
 from jaxpt.optim.schedules import SCHEDULES, warmup_cosine
 
-__all__ = ["SCHEDULES", "adam", "groups", "warmup_cosine"]
+__all__ = ["SCHEDULES", "AdamConfig", "OptimizerConfig", "adam", "groups", "warmup_cosine"]

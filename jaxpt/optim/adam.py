@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import optax
 
 from jaxpt.core import trees
 from jaxpt.core.types import PyTree
+from jaxpt.optim.config import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdamConfig(OptimizerConfig):
+    """Adam and its schedule."""
+
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    def with_rates(self, rates: optax.Schedule) -> optax.GradientTransformation:
+        return adam(rates, b1=self.b1, b2=self.b2, eps=self.eps, weight_decay=self.weight_decay)
 
 
 def adam(

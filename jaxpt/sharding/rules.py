@@ -73,17 +73,23 @@ def shardings(spec: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(one, spec)
 
 
-def over_batch(fn: Callable[..., Array], x: Array, *whole: Array) -> Array:
+def over_batch(fn: Callable[..., Array], x: Array, *whole: Array, kernel: bool = False) -> Array:
     """fn(x, *whole) on each device's own rows of x [B, ...], with `whole` gathered first; fn(x, *whole) without a mesh.
 
     For a function of rows whose other operands are far smaller than what it makes of them: their gradients are summed
     over the rows of a device before anything is sent. Left to the compiler, what is made of them is sent instead.
+
+    Args:
+      kernel: fn holds a kernel, which the compiler cannot partition: it must have every axis of the mesh to itself, and
+        where the rows do not divide over an axis its devices repeat each other's work.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    split = PartitionSpec() if mesh.empty else partition_spec(("batch",), x.shape[:1], dict(mesh.shape))
-    names = split[0] if len(split) else None
-    chosen = {names} if isinstance(names, str) else set(names or ())
-    if not chosen or chosen & set(mesh.manual_axes):  # nothing to split, or the caller already has
+    free = () if mesh.empty or mesh.size == 1 else mesh.auto_axes  # the others belong to a shard_map around this
+    sizes = {name: mesh.shape[name] if name in free else 1 for name in mesh.axis_names}
+    split = partition_spec(("batch",), x.shape[:1], sizes) if free else PartitionSpec(None)
+    names = (split[0],) if isinstance(split[0], str) else split[0] or ()
+    chosen = set(free if kernel else names)
+    if not chosen:
         return fn(x, *whole)
     manual = jax.shard_map(
         fn,

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import ManualAxisType
 
-from jaxpt.sharding import partition_spec
+from jaxpt.sharding import over_batch, partition_spec
 from pallas_kernels.common.dispatch import interpret
 
 LANES = 128
@@ -96,19 +96,8 @@ def _varying(*inputs: jax.Array) -> frozenset[str]:
 
 
 def over_mesh(fn: Callable[..., jax.Array], x: jax.Array, *weights: jax.Array) -> jax.Array:
-    """fn(x, *weights) for a kernel, which the compiler cannot partition: each device takes its rows of the batch.
-
-    Rows are divided as the rules table divides "batch"; weights are gathered. Without a mesh, with one device, or inside a
-    `shard_map` (where the arrays are already one device's own), fn is simply called.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or not mesh.auto_axes:
-        return fn(*same_varying(x, *weights))
-    rows = partition_spec(("batch", *(None,) * (x.ndim - 1)), x.shape, dict(mesh.shape))
-    none = jax.sharding.PartitionSpec()
-    # without check_vma, which the interpreter does not support; the weights' gradients are summed all the same
-    local = jax.shard_map(fn, in_specs=(rows, *(none for _ in weights)), out_specs=rows, check_vma=False)
-    return local(x, *weights)
+    """fn(x, *weights) for a kernel: each device takes its rows of the batch, and weights are gathered."""
+    return over_batch(lambda *t: fn(*same_varying(*t)), x, *weights, kernel=True)
 
 
 def mesh_objection(rows: int) -> str | None:

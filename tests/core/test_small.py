@@ -41,11 +41,6 @@ def test_one_array_does_not_depend_on_the_others():
     np.testing.assert_array_equal(whole["table"], alone["table"])
 
 
-def test_param_dtype_leaves_integers_alone():
-    spec = specs.with_param_dtype(small_spec(), "bfloat16")
-    assert {x.dtype for x in jax.tree.leaves(spec)} == {"bfloat16", "int32"}
-
-
 @pytest.mark.parametrize(
     ("shape", "axes", "message"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 from jaxpt.data.held_out import held_out
 from jaxpt.data.records import TokenRecords
-from jaxpt.data.shards import Item, assemble, plan_shards, write_shard
+from jaxpt.data.shards import Item, write_folder
 from jaxpt.data.vocabularies import ByteVocabulary
 
 SIZE = 32
@@ -16,16 +16,12 @@ SIZE = 32
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> TokenRecords:
     """60 documents of 5 to 200 bytes in two domains, in one split."""
-    folder = tmp_path_factory.mktemp("prepared")
-    rng, vocabulary = np.random.default_rng(0), ByteVocabulary()
-    (folder / "vocabulary").mkdir()
-    vocabulary.save(folder / "vocabulary")
+    rng = np.random.default_rng(0)
     texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in rng.integers(5, 200, 60)]
     items = [Item(f"d{i}", "ab"[i % 2], len(t), t) for i, t in enumerate(texts)]
-    shards = plan_shards(folder, "validation", items, 2000)
-    for shard in shards:
-        write_shard(shard)
-    assemble(folder, shards, vocabulary, {"name": "tiny"})
+    folder = write_folder(
+        tmp_path_factory.mktemp("prepared"), {"validation": items}, ByteVocabulary(), shard_bytes=2000
+    )
     return TokenRecords(folder, "validation")
 
 

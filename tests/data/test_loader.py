@@ -14,7 +14,7 @@ from jaxpt.data.loader import Loader
 from jaxpt.data.packing import pack
 from jaxpt.data.plan import Plan, Source
 from jaxpt.data.records import RecordError, TokenRecords
-from jaxpt.data.shards import Item, assemble, plan_shards, write_shard
+from jaxpt.data.shards import Item, write_folder
 from jaxpt.data.vocabularies import ByteVocabulary
 
 SIZE = 32
@@ -27,15 +27,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> TokenRecords:
 
 def make(folder: Path) -> TokenRecords:
     """60 documents of 5 to 200 bytes in two domains, in one split."""
-    rng, vocabulary = np.random.default_rng(0), ByteVocabulary()
-    (folder / "vocabulary").mkdir()
-    vocabulary.save(folder / "vocabulary")
+    rng = np.random.default_rng(0)
     texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in rng.integers(5, 200, 60)]
     items = [Item(f"d{i}", "ab"[i % 2], len(t), t) for i, t in enumerate(texts)]
-    shards = plan_shards(folder, "train", items, 2000)
-    for shard in shards:
-        write_shard(shard)
-    assemble(folder, shards, vocabulary, {"name": "tiny"})
+    write_folder(folder, {"train": items}, ByteVocabulary(), shard_bytes=2000)
     return TokenRecords(folder, "train")
 
 

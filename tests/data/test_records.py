@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxpt.data.records import RECORD_TOKENS, RecordError, TokenRecords, cut, read_info, record_lengths
-from jaxpt.data.shards import Item, assemble, plan_shards, write_shard
+from jaxpt.data.shards import Item, write_folder
 from jaxpt.data.vocabularies import ByteVocabulary
 
 TEXTS = {"a:short": "hello", "a:long": "x" * 9000, "b:exact": "y" * (RECORD_TOKENS - 1), "b:two": "naïve ☃"}
@@ -17,15 +17,8 @@ TEXTS = {"a:short": "hello", "a:long": "x" * 9000, "b:exact": "y" * (RECORD_TOKE
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    vocabulary = ByteVocabulary()
-    (tmp_path / "vocabulary").mkdir()
-    vocabulary.save(tmp_path / "vocabulary")
     items = [Item(name, name[0], len(text.encode()), text) for name, text in TEXTS.items()]
-    shards = [s for split in ("train", "validation") for s in plan_shards(tmp_path, split, items, shard_bytes=5000)]
-    for shard in shards:
-        write_shard(shard)
-    assemble(tmp_path, shards, vocabulary, {"name": "tiny"})
-    return tmp_path
+    return write_folder(tmp_path, {"train": items, "validation": items}, ByteVocabulary(), shard_bytes=5000)
 
 
 def files(folder: Path) -> list[Path]:

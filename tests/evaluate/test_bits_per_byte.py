@@ -12,7 +12,7 @@ import pytest
 
 from jaxpt.data.held_out import held_out
 from jaxpt.data.records import TokenRecords
-from jaxpt.data.shards import Item, assemble, plan_shards, write_shard
+from jaxpt.data.shards import Item, write_folder
 from jaxpt.data.vocabularies import ByteVocabulary
 from jaxpt.evaluate import bits_per_byte, make_scorer, rolling, sum_nats, summarize
 from jaxpt.models import decoder
@@ -27,17 +27,11 @@ CFG = decoder.Config(width=8, heads=2, ffn=16, layers=1, initializer_stddev=0.3)
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """Nine documents in three domains, one of two records, one with letters of two bytes."""
-    folder, vocabulary = tmp_path_factory.mktemp("prepared"), ByteVocabulary()
-    (folder / "vocabulary").mkdir()
-    vocabulary.save(folder / "vocabulary")
     rng = np.random.default_rng(0)
     lengths = [3, 15, 16, 17, 40, 61, 5000, 30]
     texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in lengths] + ["äöü" * 9]
     items = [Item(f"d{i}", "abc"[i % 3], len(t.encode()), t) for i, t in enumerate(texts)]
-    shards = plan_shards(folder, "validation", items)
-    for shard in shards:
-        write_shard(shard)
-    assemble(folder, shards, vocabulary, {"name": "tiny"})
+    folder = write_folder(tmp_path_factory.mktemp("prepared"), {"validation": items}, ByteVocabulary())
     return TokenRecords(folder, "validation")
 
 

@@ -31,7 +31,7 @@ from jaxpt.data.held_out import held_out
 from jaxpt.data.loader import Loader, single_source
 from jaxpt.data.packing import pack
 from jaxpt.data.records import TokenRecords
-from jaxpt.data.shards import Item, assemble, plan_shards, write_shard
+from jaxpt.data.shards import Item, write_folder
 from jaxpt.data.vocabularies import ByteVocabulary
 from jaxpt.evaluate import bits_per_byte, make_scorer
 from jaxpt.models import decoder
@@ -102,19 +102,11 @@ MODEL = decoder.Config(
 
 def write_records(folder: Path, documents: int = 40) -> Path:
     """Documents of 5 to 200 random letters in two domains, in both splits."""
-    rng, vocabulary = np.random.default_rng(0), ByteVocabulary()
-    (folder / "vocabulary").mkdir(parents=True)
-    vocabulary.save(folder / "vocabulary")
+    rng = np.random.default_rng(0)
     texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in rng.integers(5, 200, documents)]
     items = [Item(f"d{i}", "ab"[i % 2], len(t), t) for i, t in enumerate(texts)]
-    shards = [
-        *plan_shards(folder, "train", items[: documents // 2]),
-        *plan_shards(folder, "validation", items[documents // 2 :]),
-    ]
-    for shard in shards:
-        write_shard(shard)
-    assemble(folder, shards, vocabulary, {"name": "tiny"})
-    return folder
+    half = documents // 2
+    return write_folder(folder, {"train": items[:half], "validation": items[half:]}, ByteVocabulary())
 
 
 def make_loader(data: Path, mesh: Mesh | None = None, **kwargs: Any) -> Loader:
