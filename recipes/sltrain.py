@@ -182,7 +182,7 @@ TINY = Setting(
     density=0.15,
     model=decoder.Config(width=96, heads=4, ffn=256, layers=2, vocab_size=259, initializer_stddev=None, unroll=2),
     data=DataConfig(sequence_length=64, batch_size=16, evaluation_tokens=32_768),
-    run=RunConfig(steps=300),
+    run=RunConfig(steps=200),
 )
 SMALL = dataclasses.replace(TINY, rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), run=RunConfig(steps=700))
 
