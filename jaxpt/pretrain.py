@@ -33,7 +33,7 @@ from jaxpt.optim import AdamConfig, OptimizerConfig
 from jaxpt.sharding import MeshConfig, local_rows, make_mesh
 from jaxpt.training import ledger
 from jaxpt.training import state as states
-from jaxpt.training.events import Scheduled
+from jaxpt.training.events import EventConfig, Scheduled
 from jaxpt.training.loop import train
 from jaxpt.training.run import Result, RunConfig
 from jaxpt.training.state import TrainState
@@ -75,11 +75,13 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrain:
-    """One pretraining run, whole. `init_seed` draws the parameters, `data.seed` the order of the batches."""
+    """One pretraining run, whole. `init_seed` draws the parameters, `data.seed` the order of the batches; `events` happen
+    between updates."""
 
     model: decoder.Config = dataclasses.field(default_factory=decoder.Config)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=AdamConfig)
+    events: tuple[EventConfig, ...] = ()
     run: RunConfig = dataclasses.field(default_factory=lambda: RunConfig(steps=300))
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     accumulate: int = 1
@@ -188,7 +190,11 @@ def padded_vocabulary(ids: int) -> int:
 
 
 def run(cfg: Pretrain, job: Job | None = None, events: Sequence[Scheduled] = ()) -> Result:
-    """Trains to the end, or on from where an earlier call with the same `cfg.run.out` was stopped."""
+    """Trains to the end, or on from where an earlier call with the same `cfg.run.out` was stopped.
+
+    Args:
+      events: more of them, after those of `cfg`.
+    """
     job = build(cfg) if job is None else job
     data = open_data(cfg.data, cfg.model.vocab_size)
     return train(
@@ -196,12 +202,17 @@ def run(cfg: Pretrain, job: Job | None = None, events: Sequence[Scheduled] = ())
         job.step,
         job.create(),
         data.loader(job.mesh),
-        events=events,
+        events=[*scheduled(cfg, job.optimizer), *events],
         evaluate=data.evaluation(job.score),
         flops_per_step=flops_per_step(cfg),
         learning_rate=cfg.optimizer.rates(cfg.run.steps),
         config_dict={"pretrain": cfg},
     )
+
+
+def scheduled(cfg: Pretrain, optimizer: optax.GradientTransformation) -> list[Scheduled]:
+    """The events of `cfg` for a step with this optimizer."""
+    return [event for described in cfg.events for event in described.scheduled(cfg.run.steps, optimizer)]
 
 
 def flops_per_step(cfg: Pretrain) -> Callable[[Params], ledger.Cost]:

@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,45 +22,77 @@ from jaxpt import pretrain, weights
 from jaxpt.comparison import Trial
 from jaxpt.core import spec as specs
 from jaxpt.core.types import Params
+from jaxpt.data.held_out import Part
 from jaxpt.models import decoder
 from jaxpt.pretrain import Data, Job, Pretrain
 from jaxpt.training import ledger
-from jaxpt.training.events import Scheduled
-from jaxpt.training.loop import train
-from jaxpt.training.run import NonFiniteError
+from jaxpt.training import state as states
+from jaxpt.training.loop import train as run_loop
+from jaxpt.training.run import NonFiniteError, Result
 from jaxpt.training.state import TrainState
 
 Look = Callable[[Params], dict[str, Any]]  # trained parameters -> what the trial should keep of them
 
 
-def score(
-    cfg: Pretrain,
-    *,
-    rate: float,
-    init_seed: int,
-    order_seed: int,
-    events: Sequence[Scheduled] = (),
-    look: Look | None = None,
-) -> Trial:
-    """Trains with this peak rate and scores both parts of the held-out documents.
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A finished proxy run, and what scores it."""
+
+    result: Result
+    job: Job
+    data: Data
+
+    @property
+    def params(self) -> Params:
+        """The trained parameters."""
+        return self.result.state.params
+
+    def score(self, part: Part) -> dict[str, float]:
+        """Bits per byte and its relatives on this part of the held-out documents."""
+        return self.data.evaluation(self.job.score, part)(self.params)
+
+
+def train(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, params: Params | None = None) -> Trained:
+    """Trains with this peak rate.
 
     Args:
       init_seed, order_seed: of the initial values, and of the order of the batches. Runs that share both differ in the
         treatment alone.
-      events: as for `jaxpt.pretrain.run`.
+      params: to go on from in place of initial values; any form of the matrices of `cfg`.
+
+    Raises:
+      NonFiniteError: it diverged.
+    """
+    job, data = _job(_what_is_compiled(cfg)), _data(cfg.data, cfg.model.vocab_size)
+    if params is None:
+        state = job.create(init_seed=init_seed, seed=order_seed, spec=decoder.spec(cfg.model))
+    else:
+        state = states.create(params, job.optimizer, order_seed)
+    quiet = dataclasses.replace(cfg.run, out=None, quiet=True, log_every=max(1, cfg.run.steps // 60))
+    result = run_loop(
+        quiet,
+        job.step,
+        with_rate(state, rate),
+        data.loader(job.mesh, seed=order_seed),
+        events=pretrain.scheduled(cfg, job.optimizer),
+        flops_per_step=pretrain.flops_per_step(cfg),
+    )
+    return Trained(result, job, data)
+
+
+def score(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, look: Look | None = None) -> Trial:
+    """Trains as `train` does and scores both parts of the held-out documents.
+
+    Args:
       look: its result becomes the trial's `extra`.
     """
     start = time.perf_counter()
-    job, data = _job(_what_is_compiled(cfg)), _data(cfg.data, cfg.model.vocab_size)
-    state = with_rate(job.create(init_seed=init_seed, seed=order_seed, spec=decoder.spec(cfg.model)), rate)
-    quiet = dataclasses.replace(cfg.run, out=None, quiet=True, log_every=max(1, cfg.run.steps // 60))
-    flops, batches = pretrain.flops_per_step(cfg), data.loader(job.mesh, seed=order_seed)
     try:
-        result = train(quiet, job.step, state, batches, events=events, flops_per_step=flops)
+        trained = train(cfg, rate=rate, init_seed=init_seed, order_seed=order_seed)
     except NonFiniteError as error:  # a rate that is too high is a result, not an accident
         return Trial(math.inf, math.inf, {}, [], time.perf_counter() - start, {"diverged": str(error)})
-    params = result.state.params
-    scores = {part: data.evaluation(job.score, part)(params) for part in ("tuning", "report")}
+    params = trained.params
+    scores: dict[str, dict[str, float]] = {part: trained.score(part) for part in ("tuning", "report")}
     sizes = {
         "parameters_of_block_matrices": sum(specs.count(w) for w in weights.matrices(params["blocks"]).values()),
         "bytes_as_papers_count": ledger.memory_model(params)["total"],
@@ -68,8 +100,8 @@ def score(
     return Trial(
         value=scores["report"]["bits_per_byte"],
         tuning_value=scores["tuning"]["bits_per_byte"],
-        ledger=result.ledger.to_dict() | sizes,
-        curve=result.curve,
+        ledger=trained.result.ledger.to_dict() | sizes,
+        curve=trained.result.curve,
         seconds=time.perf_counter() - start,
         extra={"report": scores["report"]} | ({} if look is None else look(params)),
     )
@@ -90,12 +122,13 @@ def rate_in_state(cfg: Pretrain) -> optax.GradientTransformation:
 
 
 def _what_is_compiled(cfg: Pretrain) -> Pretrain:
-    """`cfg` without what is data to the compiled step: the rate, the seeds, the scale of initial values."""
+    """`cfg` without what is data to the compiled step: the rate, the seeds, the events, the scale of initial values."""
     return dataclasses.replace(
         cfg,
         model=dataclasses.replace(cfg.model, embedding_stddev=1.0),
         optimizer=dataclasses.replace(cfg.optimizer, rate=1.0),
         data=dataclasses.replace(cfg.data, seed=0),
+        events=(),
         init_seed=0,
     )
 

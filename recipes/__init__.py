@@ -10,7 +10,7 @@ from jaxpt.recipe import Recipe
 
 def names() -> list[str]:
     """Names of all recipes, sorted."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"__main__", "claims"})
+    return sorted({module.name for module in pkgutil.iter_modules(__path__)} - {"__main__", "claims", "common"})
 
 
 def load(name: str) -> Recipe:

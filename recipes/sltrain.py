@@ -27,17 +27,14 @@ import numpy as np
 from jaxpt import plots, proxy
 from jaxpt.analysis.spectra import numerical_rank, singular_values
 from jaxpt.comparison import Table, Trial
-from jaxpt.core import spec as specs
 from jaxpt.models import decoder
-from jaxpt.optim import AdamConfig
-from jaxpt.pretrain import DataConfig, Pretrain
+from jaxpt.pretrain import Pretrain
 from jaxpt.recipe import Claim, Recipe
-from jaxpt.sharding import MeshConfig
 from jaxpt.training import ledger
 from jaxpt.training.run import RunConfig
-from jaxpt.weights import Dense, Form, LowRank, SparseLowRank
+from jaxpt.weights import Dense, LowRank, SparseLowRank
+from recipes.common import byte_level, llama, parameters, with_embedding, with_form
 
-BLOCK_MATRICES = "blocks"  # embedding, head and norms stay as they are
 PAPER_DENSITY = 0.03
 LOOKED_AT = "blocks/mlp/up/kernel"  # the matrix whose spectrum is drawn, in layer 0
 
@@ -59,16 +56,6 @@ class Setting(Pretrain):
     multiple: int = 1
     rates: tuple[float, ...] = (3e-3, 6e-3)
     stddevs: tuple[float, ...] = (0.02, 0.3)
-
-
-def with_form(setting: Setting, form: Form) -> Pretrain:
-    """The run with all matrices of the blocks in this form."""
-    return dataclasses.replace(setting, model=dataclasses.replace(setting.model, weights=((BLOCK_MATRICES, form),)))
-
-
-def parameters(cfg: Pretrain) -> int:
-    """Trainable numbers."""
-    return specs.count(decoder.spec(cfg.model))
 
 
 def matched_rank(setting: Setting) -> int:
@@ -116,8 +103,7 @@ ARMS = {
 
 def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> Trial:
     """One training run, scored; the first seed also keeps a spectrum."""
-    cfg = ARMS[arm](setting)
-    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, embedding_stddev=point["embedding stddev"]))
+    cfg = with_embedding(ARMS[arm](setting), point["embedding stddev"])
     return proxy.score(cfg, rate=point["rate"], init_seed=seed, order_seed=seed, look=spectrum if seed == 0 else None)
 
 
@@ -176,55 +162,24 @@ def claim(run: Claim) -> Table:
     return table
 
 
-# Two-layer byte-level models of Python's own source and documentation.
-TINY = Setting(
-    rank=12,
-    density=0.15,
-    model=decoder.Config(width=96, heads=4, ffn=256, layers=2, vocab_size=259, initializer_stddev=None, unroll=2),
-    data=DataConfig(sequence_length=64, batch_size=16, evaluation_tokens=32_768),
-    run=RunConfig(steps=200),
-)
+TINY = Setting(rank=12, density=0.15, **byte_level(steps=200))
 SMALL = dataclasses.replace(TINY, rates=(1.5e-3, 3e-3, 6e-3, 1.2e-2), run=RunConfig(steps=700))
 
 
-def paper(width: int, ffn: int, layers: int, heads: int, rank: int, alpha: float, steps: int, warmup: int,
-          density: float = PAPER_DENSITY, clip: float | None = None) -> Setting:  # fmt: skip
-    """The authors' settings (scripts/llm_pretrain of their repository): bfloat16 weights and moments, 512 x 256 tokens.
-
-    They train on C4 with the T5 tokenizer, which nobody can redistribute here: by default the text is the 12 million
-    words of default-en with a SentencePiece vocabulary of the same size; see the command at the top for C4.
-    """
-    return Setting(
-        rank=rank,
-        density=density,
-        alpha=alpha,
-        multiple=256,
-        model=decoder.Config(
-            width=width,
-            heads=heads,
-            ffn=ffn,
-            layers=layers,
-            vocab_size=32_000,
-            norm_eps=1e-6,
-            param_dtype="bfloat16",
-            compute_dtype="bfloat16",
-            remat="full",
-        ),
-        data=DataConfig(corpora=("default-en",), vocabulary="sentencepiece:32000", sequence_length=256, batch_size=512),
-        optimizer=AdamConfig(rate=3e-3, warmup=warmup / steps, clip=clip),
-        run=RunConfig(steps=steps, evaluate_every=1000, checkpoint_every=1000),
-        mesh=MeshConfig(data=1, fsdp=-1),
-    )
+def paper(size: str, rank: int, alpha: float, steps: int, warmup: int, **own: Any) -> Setting:
+    """The authors' settings (scripts/llm_pretrain of their repository)."""
+    shared = llama(size, steps, warmup, own.pop("clip", None))
+    return Setting(rank=rank, alpha=alpha, multiple=256, **{"density": PAPER_DENSITY, **own}, **shared)
 
 
 PRESETS = {
     "tiny": TINY,
     "small": SMALL,
-    "paper_60m": paper(512, 1376, 8, 8, rank=128, alpha=32, steps=11_000, warmup=1_100),
-    "paper_130m": paper(768, 2048, 12, 12, rank=256, alpha=16, steps=22_000, warmup=2_200),
-    "paper_350m": paper(1024, 2736, 24, 16, rank=256, alpha=16, steps=65_000, warmup=6_500),
-    "paper_1b": paper(2048, 5461, 24, 32, rank=512, alpha=8, steps=140_000, warmup=10_000),
-    "paper_7b": paper(4096, 11008, 32, 32, rank=1024, alpha=8, steps=150_000, warmup=15_000, density=0.05, clip=1.0),
+    "paper_60m": paper("60m", rank=128, alpha=32, steps=11_000, warmup=1_100),
+    "paper_130m": paper("130m", rank=256, alpha=16, steps=22_000, warmup=2_200),
+    "paper_350m": paper("350m", rank=256, alpha=16, steps=65_000, warmup=6_500),
+    "paper_1b": paper("1b", rank=512, alpha=8, steps=140_000, warmup=10_000),
+    "paper_7b": paper("7b", rank=1024, alpha=8, steps=150_000, warmup=15_000, density=0.05, clip=1.0),
 }
 
 RECIPE = Recipe(

@@ -13,6 +13,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
+import optax
+
 from jaxpt.training.state import TrainState
 
 Event = Callable[[int, TrainState], TrainState]
@@ -30,6 +32,15 @@ class Scheduled:
     fn: Event
     due: Callable[[int, int], bool]
     changes_tree: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class EventConfig:
+    """Events as part of a run's description, `jaxpt.pretrain.Pretrain.events`. Subclasses sit with their methods."""
+
+    def scheduled(self, steps: int, optimizer: optax.GradientTransformation) -> Sequence[Scheduled]:
+        """The events of a run of so many updates, whose step was built with this optimizer."""
+        raise TypeError(f"{type(self).__name__} does not say what its events are")
 
 
 def every(k: int, fn: Event, *, start: int = 0, stop: int | None = None, changes_tree: bool = False) -> Scheduled:
