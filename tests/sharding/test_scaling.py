@@ -7,7 +7,7 @@ import functools
 
 import pytest
 
-from jaxpt.layers import block
+from jaxpt.layers import block, embeddings
 from jaxpt.models import decoder
 from jaxpt.optim import adam
 from jaxpt.sharding import topology
@@ -49,8 +49,9 @@ def test_the_work_of_a_chip_does_not_grow_with_the_number_of_chips():
     assert small().fits and small().memory.parameters > 0
 
 
-def test_a_dropped_activation_constraint_is_caught(monkeypatch):
-    monkeypatch.setattr(block, "constrain", lambda x, *axes: x)
+def test_dropped_activation_constraints_are_caught(monkeypatch):
+    for room in (block, embeddings):
+        monkeypatch.setattr(room, "constrain", lambda x, *axes: x)
     found = Scaling(small(), compile_job(job(64), topology.parse(MIDDLE)))  # it shows at 64, and compiles much faster
     assert not found.holds and max(found.flops, found.temporaries) > 1.5
     with pytest.raises(ArithmeticError, match="at most 1.05 is allowed. Look for an activation without `constrain`"):
