@@ -25,6 +25,6 @@ __all__ = [
     "Params",
     "PyTree",
     "Shaped",
-    "UInt32",
     "UInt8",
+    "UInt32",
 ]

@@ -6,15 +6,16 @@ after the last restart t0, is for k < K
 
     g(t0 + K) (f + (1 - f) min(1, k / (K - 1))),    f = 0.001, K = 10,
 
-and g(t) from then on, g being the schedule without restarts. The released schedule loses its ramps where T does not divide the
-number of updates, and ramps at update 0, where nothing was restarted; this one ramps after every restart and nowhere else.
+and g(t) from then on, g being the schedule without restarts. The released schedule loses its ramps where T does not divide
+the number of updates, and ramps at update 0, where nothing was restarted; this one ramps after every restart and nowhere
+else.
 
     ramps = RestartSchedule(every=200)
     optimizer = RampedAdam(rate=3e-3, ramps=ramps)                # of a `Pretrain`; its schedule knows the restarts
     run(cfg, events=ramps.events())                               # which happen here
 
-`Ramps` alone is for what else disturbs an optimizer: merges of ReLoRA, a change of form (`jaxpt.training.surgery`). Proven by
-recipes/lowrank_restarts.py.
+`Ramps` alone is for what else disturbs an optimizer: merges of ReLoRA, a change of form (`jaxpt.training.surgery`). Proven
+by recipes/lowrank_restarts.py.
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -67,7 +67,9 @@ class Ramps:
         if not 0 <= self.first <= self.stop_after <= 1:
             raise ValueError(f"need 0 <= first <= stop_after <= 1, got {self.first} and {self.stop_after}")
         if 0 < self.every <= self.recovery_steps:
-            raise ValueError(f"with every={self.every} the rate never recovers from recovery_steps={self.recovery_steps}")
+            raise ValueError(
+                f"with every={self.every} the rate never recovers from recovery_steps={self.recovery_steps}"
+            )
         wrong = [when for when in self.at if not (0 < when < 1 if isinstance(when, float) else when >= 1)]
         if wrong:
             raise ValueError(f"at={wrong}: an update is an int from 1, a share a float between 0 and 1")

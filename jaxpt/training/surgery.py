@@ -21,7 +21,7 @@ import optax
 from jaxpt import weights
 from jaxpt.core import trees
 from jaxpt.core.rng import fold
-from jaxpt.core.types import Array, Params, PRNGKeyArray, PyTree
+from jaxpt.core.types import Array, Params, PyTree
 from jaxpt.optim.moments import reset_moments
 from jaxpt.optim.restarts import Ramps
 from jaxpt.training.events import Scheduled, in_place
@@ -38,10 +38,12 @@ def switch(
     to: weights.Form | None = None,
     shardings: TrainState | None = None,
 ) -> Scheduled:
-    """The matrices at `where` in another form (dense by default) from some update on, all moments afresh, the schedule going on.
+    """The matrices at `where` in another form (dense by default) from some update on; all moments start afresh, the schedule
+    goes on.
 
-    Dense is exact: reverse sparsification of Monarch matrices (arXiv 2204.00595, section 3.2), the dense phase after sparse
-    training (SPDF, arXiv 2303.10464), whose revived entries start at zero, ReLoRA after a full-rank start the other way round.
+    Dense is exact: reverse sparsification of Monarch matrices (arXiv 2204.00595, section 3.2), or the dense phase after
+    sparse training (SPDF, arXiv 2303.10464), whose revived entries start at zero. ReLoRA after a full-rank start is
+    another use.
 
     Args:
       shardings: of the new state (`state_shardings` of the new spec), on a mesh.
@@ -100,20 +102,21 @@ def prunes(plan: PrunePlan, *, where: str | Sequence[str] = "*", scope: str = "m
         return step in densities
 
     def event(step: int, state: TrainState) -> TrainState:
-        return in_place(_pruned, state, jnp.float32(densities[step]), patterns, scope, static=(1, 2))
+        number = pruning.counts(state.params, densities[step], patterns, scope)
+        return in_place(_pruned, state, number, patterns, static=(1,))
 
     return Scheduled(event, due)
 
 
-def _pruned(state: TrainState, density: Array, where: tuple[str, ...], scope: str) -> TrainState:
-    params = pruning.prune(state.params, density, where, scope)
+def _pruned(state: TrainState, number: pruning.Counts, where: tuple[str, ...]) -> TrainState:
+    params = pruning.keep(state.params, number, where)
     trainable, fixed = trees.split(params)
     opt_state = mask_moments(state.opt_state, params)
     return dataclasses.replace(state, trainable=trainable, fixed=fixed, opt_state=opt_state)
 
 
 def mask_moments(opt_state: PyTree, params: Params) -> PyTree:
-    """Zero in every moment of a masked matrix wherever its mask is off, for optimizers that keep trees like the parameters'."""
+    """Every moment of a masked matrix zero where its mask is off, for optimizers that keep trees like the parameters'."""
     masked = {p: w for p, w in weights.matrices(params).items() if isinstance(w, weights.MaskedMatrix)}
 
     def one(path: str, leaf: Any) -> Any:

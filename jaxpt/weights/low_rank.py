@@ -57,7 +57,7 @@ class LowRankMatrix(Matrix):
 class LowRank(Form):
     """Rank `rank`; scale alpha / rank, or 1 where alpha is None.
 
-    From a dense W: its truncated SVD, factors balanced, the nearest matrix of that rank; the smaller singular values are lost.
+    From a dense W: its truncated SVD, factors balanced, the nearest matrix of that rank; smaller singular values are lost.
     """
 
     rank: int = 8
@@ -103,7 +103,7 @@ def refactor(
 
     b = Q_b R_b, a^T = Q_a R_a, and U, s, V from the SVD of the r x r core R_b R_a^T. The entry of largest magnitude of
     every column of the new b is positive, so that the result is the same wherever it is computed. The product changes by
-    rounding alone. A direction that the product lacks (s = 0) becomes zero in both factors, and gets no gradient from then on.
+    rounding alone. A direction that the product lacks (s = 0) becomes zero in both factors and gets no gradient any more.
 
     Raises:
       ValueError: factors that do not fit each other.

@@ -2,9 +2,10 @@
 
 M is drawn once and uniformly at random, with the same number of ones, round((1 - sparsity) out in), in every layer; neither
 magnitudes nor layers decide. It acts in the forward pass, so the gradient of W is masked with it, and whatever an optimizer
-does to an entry outside the mask (decay, averaging) never reaches the function. Exempt, by where the form is used: embeddings,
-norms, biases, the head. `jaxpt.weights.pruning` shrinks the same masks by magnitude (arXiv 2501.12486), and going back to
-`Dense` keeps the function bit for bit: revived entries start at zero. Proven by recipes/spdf.py and recipes/journey_matters.py.
+does to an entry outside the mask (decay, averaging) never reaches the function. Exempt, by where the form is used:
+embeddings, norms, biases, the head. `jaxpt.weights.pruning` shrinks the same masks by magnitude (arXiv 2501.12486), and
+going back to `Dense` keeps the function bit for bit: revived entries start at zero. Proven by recipes/spdf.py and
+recipes/journey_matters.py.
 
 A mask of single entries saves no time on a matrix unit: cost is nominal for the entries that are there and executed for a
 dense product. `BlockSparse` is the form that does only the work that is there.
@@ -168,7 +169,7 @@ class Masked(Form):
             return jnp.square(w).reshape(out_size // bm, bm, in_size // bn, bn).sum((1, 3)).reshape(-1)
         return jnp.abs(w).reshape(-1, self.group[1]) if self.kind == "nm" else jnp.abs(w).reshape(-1)
 
-    def _expand(self, rank: Int[Array, "..."], out_size: int, in_size: int) -> Bool[Array, "O I"]:
+    def _expand(self, rank: Int[Array, ...], out_size: int, in_size: int) -> Bool[Array, "O I"]:
         """The mask of the entries, or blocks, whose rank is below the number to keep."""
         (bm, bn), kept = self.block, self._kept(out_size, in_size)
         if self.kind == "block":

@@ -160,9 +160,10 @@ class BlockDiagonalMatrix(Matrix):
 
 @dataclasses.dataclass(frozen=True)
 class BlockDiagonal(Form):
-    """N blocks on the diagonal, the single-factor layer of the release. From a dense W: its diagonal blocks; the rest is lost.
+    """N blocks on the diagonal, the single-factor layer of the release.
 
-    Initial values: those of a dense matrix times sqrt(N), U(+-1/sqrt(p)).
+    From a dense W: its diagonal blocks; the rest is lost. Initial values: those of a dense matrix times sqrt(N),
+    U(+-1/sqrt(p)).
     """
 
     blocks: int = 4

@@ -1,6 +1,6 @@
 """Magnitude pruning on a schedule planned before the run: The Journey Matters (arXiv 2501.12486).
 
-Dense until 25 % of the run's compute, pruned in small steps until 75 %, then the final mask until the end. Compute counts the
+Dense until 25 % of the run's compute, pruned in small steps until 75 %, then the final mask until the end. Compute counts
 parameters that are active: C = 6 sum_t N_t b_t, with b_t tokens in update t, so at 80 % sparsity the first quarter of the
 compute is a tenth of the tokens and the last one half of them. The loss follows the average over tokens, Nbar = C / 6 D.
 
@@ -8,7 +8,7 @@ compute is a tenth of the tokens and the last one half of them. The loss follows
     plan.updates, plan.average, plan.events                       # N, Nbar, ((update, density), ...)
     params = pruning.prune(params, 0.2)                           # Masked matrices to 20 % of their entries
 
-With d(u) the density after the share u of phase 2, the tokens of the phases and the average are, in units of C / 6 N0 and N0,
+With d(u) the density after the share u of phase 2, all tokens and the average are, in units of C / 6 N0 and of N0,
 
     a + (e - a) / m + (1 - e) / d(1)    and    1 / that,    m = mean of d over the tokens of phase 2,
 
@@ -197,18 +197,41 @@ def active(params: Params, where: str | Sequence[str] = "*") -> int:
     return sum(round(w.entries() * math.prod(w.w.shape[:-2])) for w in _masked(params, where).values())
 
 
-def prune(params: Params, density: float | Array, where: str | Sequence[str] = "*", scope: str = "matrix") -> Params:
+Counts = dict[str, int] | int  # entries to keep: of a layer's matrix by path, or of all matrices together
+
+
+def counts(params: Params, density: float, where: str | Sequence[str] = "*", scope: str = "matrix") -> Counts:
+    """round(density * size), by matrix (scope "matrix") or over all of them ("global").
+
+    Raises:
+      ValueError: no masked matrix at `where`, a density outside [0, 1], an unknown scope.
+    """
+    if scope not in SCOPES:
+        raise nearest_error("scope", scope, SCOPES)
+    if not 0 <= density <= 1:
+        raise ValueError(f"density {density} is not between 0 and 1")
+    if scope == "global":
+        return round(density * size(params, where))
+    return {p: round(density * math.prod(w.shape)) for p, w in _masked(params, where).items()}
+
+
+def prune(params: Params, density: float, where: str | Sequence[str] = "*", scope: str = "matrix") -> Params:
     """The tree with the masks at `where` reduced to this share of their entries, those of largest magnitude.
 
     Args:
-      density: of each matrix of each layer, or of all together; may be traced.
+      density: of each matrix of each layer, or of all together.
       scope: "matrix" ranks within each, "global" over all, where a matrix of small entries may lose all of them.
 
     Raises:
-      ValueError: no masked matrix at `where`, an unknown scope.
+      ValueError: as `counts`.
     """
+    return keep(params, counts(params, density, where, scope), where)
+
+
+def keep(params: Params, number: Counts, where: str | Sequence[str] = "*") -> Params:
+    """`prune` by `counts`, which may be traced."""
     chosen = _masked(params, where)
-    masks = magnitude_masks({p: w.w for p, w in chosen.items()}, {p: w.active() for p, w in chosen.items()}, density, scope)
+    masks = magnitude_masks({p: w.w for p, w in chosen.items()}, {p: w.active() for p, w in chosen.items()}, number)
 
     def one(path: str, leaf: Any) -> Any:
         return leaf.with_mask(masks[path]) if path in masks else leaf
@@ -217,25 +240,17 @@ def prune(params: Params, density: float | Array, where: str | Sequence[str] = "
 
 
 def magnitude_masks(
-    values: dict[str, Float[Array, "*L O I"]],
-    masks: dict[str, Bool[Array, "*L O I"]],
-    density: float | Array,
-    scope: str = "matrix",
+    values: dict[str, Float[Array, "*L O I"]], masks: dict[str, Bool[Array, "*L O I"]], number: Counts
 ) -> dict[str, Bool[Array, "*L O I"]]:
-    """Masks of the round(density * size) largest |values| that are still active; never more than were.
+    """Masks of so many of the largest |values| among those that are still active, of each layer or of all.
 
-    Ranked in float32 by count, so the number is exact whatever the ties; what is off ranks below everything that is on.
+    Ranked in float32 by count, so the number is exact whatever the ties. What is off ranks below everything that is on, and
+    stays off.
     """
-    if scope not in SCOPES:
-        raise nearest_error("scope", scope, SCOPES)
     scores = {p: jnp.where(masks[p], jnp.abs(v.astype(jnp.float32)), -1.0) for p, v in values.items()}
-
-    def among(flat: Array) -> Array:
-        return ranks(flat) < jnp.round(density * flat.shape[-1]).astype(jnp.int32)
-
-    if scope == "matrix":
-        return {p: _per_matrix(among, s) & masks[p] for p, s in scores.items()}
-    kept = among(jnp.concatenate([s.reshape(-1) for s in scores.values()]))
+    if isinstance(number, dict):
+        return {p: _per_matrix(lambda x, n=number[p]: ranks(x) < n, s) & masks[p] for p, s in scores.items()}
+    kept = ranks(jnp.concatenate([s.reshape(-1) for s in scores.values()])) < number
     starts = np.cumsum([0, *(s.size for s in scores.values())])
     parts = zip(scores.items(), starts[:-1], starts[1:], strict=True)
     return {p: kept[first:last].reshape(s.shape) & masks[p] for (p, s), first, last in parts}

@@ -1,8 +1,9 @@
 """W = W0 + (alpha/r) B A, with W0 never trained but merged into: ReLoRA (arXiv 2307.05695, section 3 and algorithm 1).
 
-Every T updates W0 += (alpha/r) B A, B = 0, A is drawn afresh, and all but the largest entries of the factors' moments are set
-to zero; the rate is warmed up again after each merge. One merge adds rank r to what training can change, so k of them give
-W - W_start a rank of up to (k + 1) r. The paper starts from full rank (5 of 20 thousand updates); without that it is weak.
+Every T updates W0 += (alpha/r) B A, B = 0, A is drawn afresh, and all but the largest entries of the factors' moments are
+set to zero; the rate is warmed up again after each merge. One merge adds rank r to what training can change, so k of them
+give W - W_start a rank of up to (k + 1) r. The paper starts from full rank (5 of 20 thousand updates) and is weak
+without that.
 
     merged = relora.merge(key, params)                            # the same function
     opt_state = relora.prune_moments(opt_state, fraction=0.999)
