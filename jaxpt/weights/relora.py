@@ -126,7 +126,8 @@ def prune_moments(opt_state: PyTree, fraction: float = 0.999) -> PyTree:
     """The optimizer's state with this share of every moment of a factor set to zero, the smallest in magnitude first.
 
     As in the released code every moment is pruned by its own magnitudes, a stack of layers layer by layer, and counters
-    stay. Found are the moments that an optimizer keeps in a tree like the parameters'.
+    stay: a first moment may outlive its second, so the next updates need their ramp. Found are the moments that an optimizer
+    keeps in a tree like the parameters'.
 
     Raises:
       ValueError: a fraction outside [0, 1].

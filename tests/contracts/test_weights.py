@@ -9,12 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxpt import weights
 from jaxpt.core import spec as specs
 from jaxpt.core import trees
 from jaxpt.sharding import MeshConfig, make_mesh, shardings
+from jaxpt.training.checkpoint import Checkpoints, shape_of
+from jaxpt.training.state import create
 
 OUT, IN, LAYERS, TOKENS = 24, 16, 3, 8
 
@@ -266,6 +269,18 @@ def test_cost_is_positive_grows_with_tokens_and_nominal_counts_what_the_method_n
 def test_forms_are_hashable_and_equal_by_value(name):
     form = FORMS[name].form
     assert hash(form) == hash(dataclasses.replace(form)) and form == dataclasses.replace(form)
+
+
+def test_a_checkpoint_holds_every_form_bit_for_bit(tmp_path):
+    state = create({f"w{i}": stacked(name) for i, name in enumerate(FORMS)}, optax.sgd(0.1))
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(state, {})
+    found, _ = checkpoints.restore(lambda step: jax.tree.map(shape_of, state))
+    checkpoints.close()
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    for (path, one), other in zip(trees.leaves_with_path(found), jax.tree.leaves(state), strict=True):
+        assert one.dtype == other.dtype, path
+        np.testing.assert_array_equal(one, other, path)
 
 
 def test_converting_nothing_is_an_error_that_lists_the_matrices():
