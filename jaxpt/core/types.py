@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped, UInt32
+from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray, Shaped, UInt8, UInt32
 
 PyTree: TypeAlias = Any
 Params: TypeAlias = Any  # nested dicts whose matrices are weight forms and whose vectors are arrays
@@ -25,5 +25,6 @@ __all__ = [
     "Params",
     "PyTree",
     "Shaped",
+    "UInt8",
     "UInt32",
 ]

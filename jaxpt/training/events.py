@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
 
 import optax
 
@@ -76,6 +79,19 @@ def at(when: int | float, fn: Event, *, changes_tree: bool = False) -> Scheduled
         return step == (max(1, round(when * total)) if fraction else when)
 
     return Scheduled(fn, due, changes_tree)
+
+
+def in_place(fn: Callable[..., TrainState], state: TrainState, *args: Any, static: tuple[int, ...] = ()) -> TrainState:
+    """fn(state, *args), compiled once, every array of the result where it was; the arrays given are used up.
+
+    For events that keep the tree. `fn` is a function of a module: a fresh closure would be compiled at every event.
+
+    Args:
+      static: positions among `args` of what is not an array.
+    """
+    where = jax.tree.map(lambda x: x.sharding, state)
+    numbers = tuple(1 + i for i in static)
+    return jax.jit(fn, static_argnums=numbers, donate_argnums=0, out_shardings=where)(state, *args)
 
 
 def check(events: Iterable[Scheduled], total: int) -> tuple[Scheduled, ...]:

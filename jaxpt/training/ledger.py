@@ -112,14 +112,34 @@ def memory_model(params: PyTree, *, weight_bytes: int = 2, adam_bytes: int = 4, 
     arrays, whatever their formats, are what `persistent_bytes` counts.
 
     Args:
-      params: parameters, their specs or their shapes. Fixed integer arrays are indices.
+      params: parameters, their specs or their shapes. Of the fixed arrays, signed integers are indices, floating ones frozen
+        weights without moments, and masks, eight entries to a byte, as large as they are; all but weights under "indices".
     """
     count = specs.count(params)
     fixed = jax.tree.leaves(trees.split(params)[1])
-    indices = sum(math.prod(x.shape) for x in fixed if jnp.issubdtype(jnp.dtype(x.dtype), jnp.integer))
+
+    def entries(kind: Any) -> int:
+        return sum(math.prod(x.shape) for x in fixed if jnp.issubdtype(jnp.dtype(x.dtype), kind))
+
     found = {
-        "weights": weight_bytes * count,
+        "weights": weight_bytes * (count + entries(jnp.floating)),
         "optimizer": adam_bytes * count,
-        "indices": index_bytes * indices,
+        "indices": index_bytes * entries(jnp.signedinteger) + entries(jnp.uint8),
     }
     return found | {"total": sum(found.values())}
+
+
+def lm_flops(*, layers: int, width: int, length: int, vocab: int, sparsity: float, tokens: float) -> float:
+    """Training operations of a GPT-2-like decoder as SPDF counts them (arXiv 2303.10464, its table of FLOPs).
+
+    3 (2 (1 - sparsity) 12 L d^2 + 4 S d L + 2 V d) per token: the matrices of the blocks, attention without a causal
+    discount, a dense vocabulary projection. With `sparsity` on the blocks alone the saving of a whole model is smaller than
+    that of its blocks: 2.5 times for GPT-3 XL at 75 %, whose blocks alone save 4 times.
+
+    Raises:
+      ValueError: a sparsity outside [0, 1].
+    """
+    if not 0 <= sparsity <= 1:
+        raise ValueError(f"sparsity {sparsity} is not between 0 and 1")
+    blocks, attention = 24 * (1 - sparsity) * layers * width**2, 4 * length * width * layers
+    return 3.0 * (blocks + attention + 2 * vocab * width) * tokens

@@ -83,10 +83,7 @@ def make_step(
 
     if mesh is None:
         return Step(jax.jit(update, donate_argnums=0), jax.jit(update), None)
-    kwargs: dict[str, Any] = {} if shardings is None else {"out_shardings": (shardings, None)}
-    return Step(
-        _on_mesh(jax.jit(update, donate_argnums=0, **kwargs), mesh), _on_mesh(jax.jit(update, **kwargs), mesh), mesh
-    )
+    return Step(_on_mesh(update, mesh, shardings, donate_argnums=0), _on_mesh(update, mesh, shardings), mesh)
 
 
 def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
@@ -108,12 +105,23 @@ def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> Batch:
     return {name: place(x) for name, x in batch.items()}
 
 
-def _on_mesh(fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+def _on_mesh(update: Callable[..., Any], mesh: Mesh, shardings: TrainState | None, **kwargs: Any) -> Callable[..., Any]:
+    """`update` jitted on a mesh. The state stays where `shardings` say; one whose tree an event has changed, where it is."""
+    jitted: dict[Any, Any] = {}
+
+    def of(state: TrainState) -> Any:
+        tree = jax.tree.structure(state)
+        if tree not in jitted:
+            given = shardings is None or jax.tree.structure(shardings) == tree
+            where = shardings if given else jax.tree.map(lambda x: x.sharding, state)
+            jitted[tree] = jax.jit(update, **kwargs, **({} if where is None else {"out_shardings": (where, None)}))
+        return jitted[tree]
+
     def run(*args: Any) -> Any:
         with jax.set_mesh(mesh):
-            return fn(*args)
+            return of(args[0])(*args)
 
-    run.lower = lambda *args: _lower(fn, mesh, args)  # type: ignore[attr-defined]
+    run.lower = lambda *args: _lower(of(args[0]), mesh, args)  # type: ignore[attr-defined]
     return run
 
 

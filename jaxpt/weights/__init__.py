@@ -15,7 +15,9 @@ from jaxpt.weights.base import Cost, Form, Matrix
 from jaxpt.weights.block_sparse import BlockSparse, BlockSparseMatrix
 from jaxpt.weights.dense import Dense, DenseMatrix
 from jaxpt.weights.low_rank import LowRank, LowRankMatrix
+from jaxpt.weights.masked import Masked, MaskedMatrix
 from jaxpt.weights.monarch import BlockDiagonal, BlockDiagonalMatrix, Monarch, MonarchMatrix
+from jaxpt.weights.relora import ReLoRA, ReLoRAMatrix
 from jaxpt.weights.sparse_low_rank import SparseLowRank, SparseLowRankMatrix
 
 FORMS: dict[str, type[Form]] = {
@@ -23,7 +25,9 @@ FORMS: dict[str, type[Form]] = {
     "block_sparse": BlockSparse,
     "dense": Dense,
     "low_rank": LowRank,
+    "masked": Masked,
     "monarch": Monarch,
+    "relora": ReLoRA,
     "sparse_low_rank": SparseLowRank,
 }
 
@@ -41,9 +45,13 @@ __all__ = [
     "Form",
     "LowRank",
     "LowRankMatrix",
+    "Masked",
+    "MaskedMatrix",
     "Matrix",
     "Monarch",
     "MonarchMatrix",
+    "ReLoRA",
+    "ReLoRAMatrix",
     "Rules",
     "SparseLowRank",
     "SparseLowRankMatrix",
@@ -79,10 +87,11 @@ def choose(path: str, rules: Rules, default: Form) -> Form:
 def convert(key: PRNGKeyArray, params: Params, *, where: str | Sequence[str], to: Form) -> Params:
     """The same tree with the matrices whose path matches `where` re-expressed in the form `to`.
 
-    Goes through the dense matrix, so any form converts to any other; what is lost is what `to.from_dense` projects away.
+    Goes through the dense matrix, so any form converts to any other; what is lost is what `to.from_dense` projects away, and
+    each form's docstring says it.
 
     Raises:
-      ValueError: no matrix matches `where`.
+      ValueError: no matrix matches `where`, or one has a shape that the form cannot have.
     """
     chosen = [p for p in matrices(params) if trees.matches_any(p, where)]
     if not chosen:

@@ -16,7 +16,8 @@ from jaxpt.core.types import Array, Float, PRNGKeyArray
 class Cost(NamedTuple):
     """Floating-point operations of one forward and backward pass over one matrix.
 
-    `nominal` counts 6 per trainable entry and token, what the method needs; `executed` what our implementation does.
+    `nominal` counts what the method needs, 6 per trainable entry and token, 4 where the entry is frozen and 0 where a mask
+    has it off; `executed` counts what our implementation does.
     """
 
     nominal: float

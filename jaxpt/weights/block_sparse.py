@@ -70,8 +70,8 @@ class BlockSparseMatrix(Matrix):
 class BlockSparse(Form):
     """Share of the blocks that are there, and their size; TPU kernels need multiples of 128.
 
-    From a dense W: its blocks of largest norm, which is the nearest matrix with that many blocks. Initial values: those of
-    a dense matrix, U(+-1/sqrt(in)), as SPDF masks a dense initialization.
+    From a dense W: its blocks of largest norm, which is the nearest matrix with that many blocks; the others are lost.
+    Initial values: those of a dense matrix, U(+-1/sqrt(in)), as SPDF masks a dense initialization.
     """
 
     density: float = 0.25

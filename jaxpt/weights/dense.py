@@ -36,7 +36,7 @@ class DenseMatrix(Matrix):
 
 @dataclasses.dataclass(frozen=True)
 class Dense(Form):
-    """Entries from N(0, stddev^2), or from U(+-1/sqrt(in)) where `stddev` is None."""
+    """Entries from N(0, stddev^2), or from U(+-1/sqrt(in)) where `stddev` is None. From a dense W: W, nothing lost."""
 
     stddev: float | None = None
 

@@ -25,7 +25,7 @@ from jaxpt.core.trees import fixed, static
 from jaxpt.core.types import Array, Float, Int, PRNGKeyArray
 from jaxpt.sharding.rules import over_batch
 from jaxpt.weights.base import Cost, Form, Matrix, stack_axes
-from jaxpt.weights.low_rank import truncated_svd
+from jaxpt.weights.low_rank import refactor, truncated_svd
 from jaxpt.weights.supports import (
     balanced_slots,
     balanced_tiles,
@@ -63,6 +63,11 @@ class SparseLowRankMatrix(Matrix):
     def dense(self) -> Float[Array, "*L O I"]:
         return _per_layer(densify, self.b.ndim - 2)(self.b, self.a * self.scale, self.v, self.support)
 
+    def balanced(self) -> SparseLowRankMatrix:
+        """The same matrix, its low-rank factors balanced (`low_rank.refactor`)."""
+        b, a = refactor(self.b, self.a)
+        return dataclasses.replace(self, b=b, a=a)
+
     def cost(self, tokens: int) -> Cost:
         (m, n), r = self.shape, self.a.shape[-2]
         nnz = math.prod(self.v.shape[len(self.b.shape) - 2 :])  # without stacked axes
@@ -78,7 +83,7 @@ class SparseLowRank(Form):
     count as parameters) or "tile_balanced" (a variant: every tile holds the same share).
     `multiple` rounds the number of values of a uniform support down, so that so many devices can share them.
 
-    From a dense W: S holds W - L on a fresh random support, L the truncated SVD of W.
+    From a dense W: S holds W - L on a fresh random support, L the truncated SVD of W; W - L off the support is lost.
     """
 
     rank: int = 8

@@ -13,8 +13,8 @@ from jaxpt import optim, weights
 from jaxpt.core import spec as specs
 from jaxpt.models import decoder
 from jaxpt.training import state as states
-from jaxpt.training.ledger import Ledger, cost_of, decoder_flops, memory_model, persistent_bytes
-from jaxpt.weights import Cost
+from jaxpt.training.ledger import Ledger, cost_of, decoder_flops, lm_flops, memory_model, persistent_bytes
+from jaxpt.weights import Cost, pruning
 
 CFG = decoder.Config(vocab_size=50, layers=3, width=16, heads=2, ffn=40)
 B, S = 4, 32
@@ -100,6 +100,42 @@ def test_sltrain_memory_of_the_papers_table(width, ffn, layers, rank, heads, gig
         vocab_size=32000, width=width, ffn=ffn, layers=layers, heads=heads, weights=(("blocks/*", form),)
     )
     assert memory_model(decoder.spec(cfg))["total"] / 1e9 == pytest.approx(gigabytes, abs=0.01)
+
+
+def test_memory_counts_frozen_weights_without_moments_and_masks_by_their_bits():
+    count = lambda form: memory_model({"w": form.spec(24, 16, ("mlp", "embed"))})  # noqa: E731
+    assert count(weights.Masked(0.5)) == {"weights": 768, "optimizer": 1536, "indices": 48, "total": 2352}
+    assert count(weights.ReLoRA(rank=2)) == {"weights": 928, "optimizer": 320, "indices": 0, "total": 1248}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "tokens", "expected"),
+    [
+        ({"layers": 12, "width": 768}, 2.5e9, {0: 2.42e18, 0.5: 1.78e18, 0.75: 1.46e18}),
+        ({"layers": 24, "width": 2048}, 26e9, {0: 2.36e20, 0.5: 1.42e20, 0.75: 9.46e19}),
+    ],
+    ids=["gpt2-small", "gpt3-xl"],
+)
+def test_training_operations_of_spdf_table(sizes, tokens, expected):
+    """Its six numbers to half a per cent, and the saving of the blocks alone, which is not that of the model."""
+    run = lambda s: lm_flops(**sizes, length=2048, vocab=50_257, sparsity=s, tokens=tokens)  # noqa: E731
+    for sparsity, flops in expected.items():
+        assert run(sparsity) == pytest.approx(flops, rel=5e-3)
+    assert run(0) / run(0.75) < 2.6 and (run(0) - run(1)) / (run(0.75) - run(1)) == pytest.approx(4)
+    with pytest.raises(ValueError, match=r"sparsity 1\.5 is not between 0 and 1"):
+        run(1.5)
+
+
+def test_a_masked_decoder_costs_its_active_entries_in_name_and_everything_in_fact():
+    """For specs, shapes and arrays alike; after pruning, arrays are counted as they are."""
+    cfg = dataclasses.replace(CFG, weights=(("blocks/*", weights.Masked(0.75)),))
+    spec, dense = decoder.spec(cfg), decoder_flops(decoder.spec(CFG), CFG, B, S)
+    params = specs.init(jax.random.key(0), spec)
+    costs = [decoder_flops(t, cfg, B, S) for t in (spec, specs.abstract(spec), params)]
+    saved = 6 * B * S * 3 * LINEAR * 0.75
+    assert costs[0] == costs[1] == costs[2] == Cost(dense.nominal - saved, dense.executed)
+    pruned = decoder_flops(pruning.prune(params, 0.125), cfg, B, S)
+    assert pruned.nominal == dense.nominal - 6 * B * S * 3 * LINEAR * 0.875
 
 
 def test_sums_of_operations_are_never_rounded():
