@@ -212,7 +212,7 @@ def run(cfg: Pretrain, job: Job | None = None, events: Sequence[Scheduled] = ())
 
 def scheduled(cfg: Pretrain, optimizer: optax.GradientTransformation) -> list[Scheduled]:
     """The events of `cfg` for a step with this optimizer."""
-    return [event for described in cfg.events for event in described.scheduled(cfg.run.steps, optimizer)]
+    return [event for described in cfg.events for event in described.for_run(cfg.run.steps, optimizer)]
 
 
 def flops_per_step(cfg: Pretrain) -> Callable[[Params], ledger.Cost]:

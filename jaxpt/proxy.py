@@ -80,7 +80,15 @@ def train(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, params
     return Trained(result, job, data)
 
 
-def score(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, look: Look | None = None) -> Trial:
+def score(
+    cfg: Pretrain,
+    *,
+    rate: float,
+    init_seed: int,
+    order_seed: int,
+    params: Params | None = None,
+    look: Look | None = None,
+) -> Trial:
     """Trains as `train` does and scores both parts of the held-out documents.
 
     Args:
@@ -88,7 +96,7 @@ def score(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, look: 
     """
     start = time.perf_counter()
     try:
-        trained = train(cfg, rate=rate, init_seed=init_seed, order_seed=order_seed)
+        trained = train(cfg, rate=rate, init_seed=init_seed, order_seed=order_seed, params=params)
     except NonFiniteError as error:  # a rate that is too high is a result, not an accident
         return Trial(math.inf, math.inf, {}, [], time.perf_counter() - start, {"diverged": str(error)})
     params = trained.params

@@ -9,6 +9,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # JAX must start after the settings above.
+import jax
 import pytest
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
@@ -19,6 +20,16 @@ sys.modules[checker.__name__] = checker
 # Not jaxpt.weights: its dataclasses hold specs, shapes and shardings as well as the arrays they are declared to hold.
 # Not pallas_kernels: operations there check the shapes they are given themselves, and kernels are also given references.
 install_import_hook(["jaxpt.layers", "jaxpt.models", "jaxpt.objectives"], f"{checker.__name__}.check")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What one test, worker or child process has compiled serves the others, and the next run of the tests."""
+    folder = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.cache.mkdir("programs").resolve()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -12,7 +12,7 @@ else.
 
     ramps = RestartSchedule(every=200)
     optimizer = RampedAdam(rate=3e-3, ramps=ramps)                # of a `Pretrain`; its schedule knows the restarts
-    run(cfg, events=ramps.events())                               # which happen here
+    cfg = Pretrain(..., optimizer=optimizer, events=(ramps,))     # and they happen here
 
 `Ramps` alone is for what else disturbs an optimizer: merges of ReLoRA, a change of form (`jaxpt.training.surgery`). Proven
 by recipes/lowrank_restarts.py.
@@ -33,7 +33,7 @@ from jaxpt.core.types import Array
 from jaxpt.optim.adam import AdamConfig
 from jaxpt.optim.config import OptimizerConfig
 from jaxpt.optim.moments import reset_moments
-from jaxpt.training.events import Event, Scheduled, in_place
+from jaxpt.training.events import Event, EventConfig, Scheduled, in_place
 from jaxpt.training.state import TrainState
 from jaxpt.weights.low_rank import refactor_all
 
@@ -95,7 +95,7 @@ class Ramps:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RestartSchedule(Ramps):
+class RestartSchedule(Ramps, EventConfig):
     """Attributes:
     refactor: balance low-rank factors.
     reset: start all moments afresh. Without it the factors' moments stay in the old basis: an ablation.
@@ -108,6 +108,9 @@ class RestartSchedule(Ramps):
         """What happens at a restart, for the training loop."""
         found = [self.scheduled(_refactor)] if self.refactor else []
         return [*found, self.scheduled(_reset)] if self.reset else found
+
+    def for_run(self, steps: int, optimizer: optax.GradientTransformation) -> Sequence[Scheduled]:
+        return self.events()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

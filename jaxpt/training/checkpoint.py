@@ -125,8 +125,9 @@ class Checkpoints:
           accept: raises ResumeError where the meta is of another run.
 
         Raises:
-          CheckpointError: there are checkpoints, and none can be read.
+          CheckpointError: there are checkpoints, and none can be read; or a save in progress failed.
         """
+        self.wait()
         bad: list[tuple[int, str]] = []
         for step in sorted(self._known, reverse=True):
             try:

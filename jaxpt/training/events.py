@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
-
 import optax
 
 from jaxpt.training.state import TrainState
@@ -41,7 +40,7 @@ class Scheduled:
 class EventConfig:
     """Events as part of a run's description, `jaxpt.pretrain.Pretrain.events`. Subclasses sit with their methods."""
 
-    def scheduled(self, steps: int, optimizer: optax.GradientTransformation) -> Sequence[Scheduled]:
+    def for_run(self, steps: int, optimizer: optax.GradientTransformation) -> Sequence[Scheduled]:
         """The events of a run of so many updates, whose step was built with this optimizer."""
         raise TypeError(f"{type(self).__name__} does not say what its events are")
 

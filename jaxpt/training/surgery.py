@@ -1,10 +1,11 @@
 """Events that change what the weights are: another form, a merge, a mask. What they leave behind resumes like any state.
 
-    ramps = Ramps(at=(0.9,), recovery_steps=100)                  # the rate recovers: `optim.RampedAdam(ramps=ramps)`
-    events = [switch(ramps, optimizer, where="blocks", to=Dense())]       # reverse sparsification, or SPDF's dense switch
-    events = [merges(Ramps(every=500, recovery_steps=100))]               # ReLoRA
-    events = [prunes(plan)]                                                # The Journey Matters
+    ramps = Ramps(at=(0.9,), recovery_steps=100)             # the rate recovers: `optim.RampedAdam(ramps=ramps)`
+    Pretrain(..., events=(Switch(ramps),))                    # reverse sparsification, or SPDF's dense switch
+    Pretrain(..., events=(Merges(Ramps(every=500)),))         # ReLoRA
+    Pretrain(..., events=(Prunes(PruneSchedule(0.8)),))       # The Journey Matters
 
+`Switch`, `Merges` and `Prunes` describe events in a run's configuration; `switch`, `merges` and `prunes` make them. There
 `optimizer` is the one that the step was built with: `Job.optimizer`, or `proxy.rate_in_state(cfg)` for a proxy run.
 """
 
@@ -24,10 +25,46 @@ from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Params, PyTree
 from jaxpt.optim.moments import reset_moments
 from jaxpt.optim.restarts import Ramps
-from jaxpt.training.events import Scheduled, in_place
+from jaxpt.training.events import EventConfig, Scheduled, in_place
 from jaxpt.training.state import TrainState
 from jaxpt.weights import pruning, relora
-from jaxpt.weights.pruning import PrunePlan
+from jaxpt.weights.pruning import PrunePlan, PruneSchedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Switch(EventConfig):
+    """`switch`, as part of a run's description."""
+
+    ramps: Ramps
+    where: str = "*"
+    to: weights.Form | None = None
+
+    def for_run(self, steps: int, optimizer: optax.GradientTransformation) -> Sequence[Scheduled]:
+        return [switch(self.ramps, optimizer, where=self.where, to=self.to)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Merges(EventConfig):
+    """`merges`, as part of a run's description."""
+
+    ramps: Ramps
+    prune: float = 0.999
+
+    def for_run(self, steps: int, optimizer: optax.GradientTransformation) -> Sequence[Scheduled]:
+        return [merges(self.ramps, self.prune)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prunes(EventConfig):
+    """`prunes`, planned over the updates of the run, as part of its description."""
+
+    schedule: PruneSchedule
+    where: str = "*"
+    scope: str = "matrix"
+
+    def for_run(self, steps: int, optimizer: optax.GradientTransformation) -> Sequence[Scheduled]:
+        plan = pruning.plan(self.schedule, n0=1, tokens_per_update=1, updates=steps)
+        return [prunes(plan, where=self.where, scope=self.scope)]
 
 
 def switch(

@@ -50,13 +50,10 @@ def test_the_matched_arm_has_as_many_parameters_but_not_more():
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Prepared text and compiled programs, shared by the processes of this file."""
+    """Prepared text, shared by the processes of this file."""
     folder = tmp_path_factory.mktemp("cache")
     return {
         "JAXPT_CACHE": str(folder),
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "XLA_FLAGS": "",
     }
@@ -64,7 +61,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def claim(out: Path, cache: dict[str, str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-u", "-m", "recipes.sltrain", "claim", "--seeds", "2", "--workers", "1"]
-    command += ["rates=(0.003, 0.006)", "stddevs=(0.02,)"]
+    command += ["rates=(0.003,)", "stddevs=(0.02,)"]
     return subprocess.Popen(
         [*command, "--out", str(out), *TINY], cwd=ROOT, env=os.environ | cache, text=True, stdout=-1, stderr=-1
     )
@@ -88,14 +85,14 @@ def test_a_claim_killed_and_typed_again_says_what_an_uninterrupted_one_says(tmp_
 
     killed = claim(tmp_path / "killed", cache)
     for line in killed.stdout or ():
-        if "[  7/15]" in line:
+        if "[  4/10]" in line:
             killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "claim.json").exists()
     again = claim(tmp_path / "killed", cache)
     printed, errors = again.communicate()
     assert again.returncode == 0, errors
-    assert "[  7/15]" not in printed  # trial 7 was kept
+    assert "[  4/10]" not in printed  # trial 4 was kept
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
     found = content(tmp_path / "whole")
