@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from jaxpt.evaluate.classification import Example, Task, held_out, label_task
 
 CHAPTER = re.compile(r"[^:]+:(\d+)-(\d+)")
 PAGE = re.compile(r"[^:]+:(\d)[^/]*/.+")
+T = TypeVar("T")
 Chapter = tuple[str, list[str]]  # book and passages in order
 
 
@@ -104,5 +106,5 @@ def _chapters(documents: Iterable[Document], share: float, verses: int) -> dict[
     return sides
 
 
-def _any[T](items: list[T], rng: np.random.Generator) -> T:
+def _any(items: list[T], rng: np.random.Generator) -> T:
     return items[int(rng.integers(len(items)))]

@@ -150,10 +150,10 @@ class Average(MixtureLaw):
     weights: tuple[float, ...] = ()
 
     def loss(self, r: Numbers, size: Numbers = 1.0) -> np.ndarray:
-        return sum(w * law.loss(r, size) for w, law in self._pairs())
+        return np.sum([w * law.loss(r, size) for w, law in self._pairs()], 0)
 
     def slope(self, r: np.ndarray, size: Numbers = 1.0) -> np.ndarray:
-        return sum(w * law.slope(r, size) for w, law in self._pairs())
+        return np.sum([w * law.slope(r, size) for w, law in self._pairs()], 0)
 
     @property
     def domains(self) -> int:
