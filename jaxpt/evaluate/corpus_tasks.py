@@ -4,7 +4,7 @@
     task = verse_order_task(open_corpus("kjv"))       # which of two passages that follow each other comes first
     task = manual_section_task(open_corpus("man"))    # commands, system calls, files, ...: the section of a paragraph
 
-A chapter or a page is on one side of the split, by the hash of its name: the same for every seed and every release of the text.
+A chapter or a page is on one side of the split, by the hash of its name: the same for every seed and release of the text.
 """
 
 from __future__ import annotations

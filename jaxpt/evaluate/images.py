@@ -25,9 +25,9 @@ class ImageTask:
 
     name: str
     train: Float[np.ndarray, "N height width"]
-    train_labels: Int[np.ndarray, "N"]
+    train_labels: Int[np.ndarray, " N"]
     validation: Float[np.ndarray, "M height width"]
-    validation_labels: Int[np.ndarray, "M"]
+    validation_labels: Int[np.ndarray, " M"]
     classes: int
 
     @property
@@ -51,7 +51,7 @@ def digits(share: float = 0.2) -> ImageTask:
 
 
 def image_task(
-    name: str, images: Float[np.ndarray, "N height width"], labels: Int[np.ndarray, "N"], share: float = 0.2
+    name: str, images: Float[np.ndarray, "N height width"], labels: Int[np.ndarray, " N"], share: float = 0.2
 ) -> ImageTask:
     """A task of `images` in [0, 1]; about `share` of them are held out.
 
