@@ -264,7 +264,7 @@ def test_what_few_points_say_of_an_asymptote(x, truth, noise, expected):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", s.FitWarning)
         found = s.fit_asymptote(x, truth.loss(x), sd=noise, draws=200)
-    assert found.interval == pytest.approx(expected, abs=0.003 if noise < 2e-3 else 0.006)
+    assert found.interval == pytest.approx(expected, abs=0.0015 if noise < 2e-3 else 0.005)
 
 
 def test_a_fit_of_an_asymptote_tells_its_profile_interval_and_bounds():
@@ -322,8 +322,8 @@ def test_a_learning_curve_with_its_drop_in_the_decay():
 
 
 def domains(r):
-    """Losses of 4 domains [M, 4], each helped most by its own text. With a quarter of these slopes the minimum is so flat
-    that noise of 1% moves the optimum by 0.08 to 0.15."""
+    """Losses of 4 domains [M, 4], each helped most by its own text. With slopes of 0.8 to 1.9 the minimum is so flat that
+    noise of 1% moves the optimum by 0.08 to 0.15."""
     t = np.full((4, 4), -0.2) + np.diag([-4.0, -3.5, -4.0, -3.0])
     return np.array([1.0, 1.4, 1.8, 2.2]) + np.array([2.0, 2.0, 2.0, 1.8]) * np.exp(r @ t.T)
 
