@@ -49,6 +49,31 @@ def stacked_bars(path: Path, parts: Mapping[str, Mapping[str, float]], *, title:
     _finish(figure, axes, path, title=title, x="", y=y)
 
 
+def law(
+    path: Path,
+    points: Mapping[str, tuple[Sequence[float] | np.ndarray, ...]],
+    fits: Mapping[str, tuple[Sequence[float] | np.ndarray, ...]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+) -> None:
+    """Measured losses and fitted laws with their intervals, on a logarithmic x axis.
+
+    Args:
+      points: arm -> (x, y).
+      fits: law -> (x, fitted, low, high), for example of `analysis.scaling_laws.bootstrap(...).interval`.
+    """
+    figure, axes = _figure()
+    for name, (at, values) in points.items():
+        axes.plot(at, values, "o", markersize=4, label=name)
+    for name, (at, fitted, low, high) in fits.items():
+        (line,) = axes.plot(at, fitted, label=name, linewidth=1.4)
+        axes.fill_between(at, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set_xscale("log")
+    _finish(figure, axes, path, title=title, x=x, y=y)
+
+
 def _figure() -> tuple[Any, Any]:
     import matplotlib
 

@@ -1,1 +1,1 @@
-"""Analysis of trained models."""
+"""Analysis of trained models (spectra) and of series of runs (scaling_laws)."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -117,21 +117,27 @@ def bag_of_words(task: Task, features: int = 2**14, penalty: float = 1.0) -> np.
     x, y = _hashed(task.train, features), labels(task.train)
     used = np.flatnonzero(x.sum(0))
     x, test = x[:, used], _hashed(task.validation, features)[:, used]
+    if task.classes > 1:
+        return logistic(x, y, test, task.classes, penalty)
     x, test = (np.concatenate([a, np.ones((len(a), 1))], 1) for a in (x, test))
-    if task.classes == 1:
-        return test @ np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
-    target = np.eye(task.classes)[y.astype(int)]
+    return test @ np.linalg.solve(x.T @ x + penalty * np.eye(x.shape[1]), x.T @ y)
+
+
+def logistic(x: np.ndarray, y: np.ndarray, test: np.ndarray, classes: int, penalty: float = 1.0) -> np.ndarray:
+    """Classes of `test` [M, F] by a logistic regression with an L2 penalty, trained on x [N, F] and y [N]."""
+    x, test = (np.concatenate([a, np.ones((len(a), 1))], 1) for a in (x, test))
+    target = np.eye(classes)[y.astype(int)]
 
     def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        w = flat.reshape(x.shape[1], task.classes)
+        w = flat.reshape(x.shape[1], classes)
         log_p = special.log_softmax(x @ w, 1)
         gradient = x.T @ (np.exp(log_p) - target) + penalty * w
         return float(-(target * log_p).sum() + penalty / 2 * (w**2).sum()), gradient.ravel()
 
     found = optimize.minimize(
-        loss, np.zeros(x.shape[1] * task.classes), jac=True, method="L-BFGS-B", options={"maxiter": 200}
+        loss, np.zeros(x.shape[1] * classes), jac=True, method="L-BFGS-B", options={"maxiter": 200}
     )
-    return (test @ found.x.reshape(x.shape[1], task.classes)).argmax(1).astype(np.float64)
+    return (test @ found.x.reshape(x.shape[1], classes)).argmax(1).astype(np.float64)
 
 
 def baselines(task: Task) -> dict[str, float]:
@@ -154,14 +160,26 @@ def acceptability_task(lexicon: Lexicon, train: int = 2400, validation: int = 12
 
 def domain_task(documents: Sequence[Document], share: float = 0.2, length: int = 200) -> Task:
     """Of which domain is this paragraph? One paragraph of at least `length` characters a document; split by document."""
-    domains = sorted({d.domain for d in documents})
+    return label_task("domain", documents, lambda document: document.domain, share, length)
+
+
+def label_task(
+    name: str, documents: Sequence[Document], label: Callable[[Document], str], share: float, length: int
+) -> Task:
+    """The label of a document from one of its paragraphs of at least `length` characters; split by document.
+
+    Args:
+      label: document -> name of its class; classes are numbered in alphabetical order.
+    """
+    names = [label(d) for d in documents]
+    classes = sorted(set(names))
     found: dict[bool, list[Example]] = {True: [], False: []}
-    for document in documents:
+    for document, of in zip(documents, names, strict=True):
         paragraphs = _paragraphs(document, length)
         if paragraphs:
             text = paragraphs[_hash(document.id) % len(paragraphs)]
-            found[_held_out(document.id, share)].append(Example(text, domains.index(document.domain)))
-    return Task("domain", tuple(found[False]), tuple(found[True]), len(domains))
+            found[held_out(document.id, share)].append(Example(text, classes.index(of)))
+    return Task(name, tuple(found[False]), tuple(found[True]), len(classes))
 
 
 def same_document_task(documents: Sequence[Document], share: float = 0.2, length: int = 100, seed: int = 0) -> Task:
@@ -169,7 +187,7 @@ def same_document_task(documents: Sequence[Document], share: float = 0.2, length
     rng = np.random.default_rng([seed, 8])
     found: dict[bool, tuple[Example, ...]] = {}
     for side in (True, False):
-        texts = [p for d in documents if _held_out(d.id, share) == side and len(p := _paragraphs(d, length)) > 1]
+        texts = [p for d in documents if held_out(d.id, share) == side and len(p := _paragraphs(d, length)) > 1]
         pairs: list[Example] = []
         for index, paragraphs in enumerate(texts if len(texts) > 1 else []):
             one, two = (paragraphs[i] for i in rng.permutation(len(paragraphs))[:2])
@@ -250,7 +268,8 @@ def _paragraphs(document: Document, length: int) -> list[str]:
     return [p.strip() for p in document.text.split("\n\n") if len(p.strip()) >= length]
 
 
-def _held_out(name: str, share: float) -> bool:
+def held_out(name: str, share: float) -> bool:
+    """Whether the item of this name is for validation, by its hash."""
     return _hash("split " + name) % 1000 < share * 1000
 
 

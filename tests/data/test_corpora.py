@@ -363,6 +363,25 @@ def test_debian_sources_and_fortunes(tmp_path):
 
 
 @needs_dpkg
+def test_licences_and_changelogs_come_in_pieces(tmp_path):
+    licences = {"usr/share/common-licenses/A": ("x" * 990 + "\n\n" + "y" * 20 + "\n \nz\n").encode()}
+    keep_deb(tmp_path, "licences", [build_deb(tmp_path, "base-files", "1", licences)])
+    documents = list(open_corpus("licences", tmp_path))
+    assert [(d.id, len(d.text)) for d in documents] == [
+        ("licences:base-files/A/0", 1012),
+        ("licences:base-files/A/1", 1),
+    ]
+    assert {d.domain for d in documents} == {"licence"}
+    doc = "usr/share/doc"
+    first = {f"{doc}/base-files/changelog.gz": gzip.compress(b"one (1)\n"), f"{doc}/base-files/README": b"no"}
+    second = {f"{doc}/manpages/Changes.old.gz": gzip.compress(b"two\n")}
+    archives = [build_deb(tmp_path, "base-files", "1", first), build_deb(tmp_path, "manpages", "1", second)]
+    keep_deb(tmp_path, "changelogs", archives)
+    found = {d.id: d.text for d in open_corpus("changelogs", tmp_path)}
+    assert found == {"changelogs:base-files/changelog/0": "one (1)", "changelogs:manpages/Changes.old/0": "two"}
+
+
+@needs_dpkg
 def test_a_package_without_the_text_is_an_error(tmp_path):
     keep_deb(tmp_path, "anarchism", [build_deb(tmp_path, "anarchism", "1", {"usr/share/x": b""})])
     with pytest.raises(DataError, match="no text found in anarchism 1"):

@@ -13,6 +13,7 @@ from jaxpt.data.corpora.download import Debian
 from jaxpt.data.corpora.recipe import Item, Recipe
 from jaxpt.data.documents import DataError
 
+PIECE = 1000  # characters
 GCIDE_TAGS = re.compile(r"\[(?:1913 Webster|WordNet 1\.5|PJC)[^\]]*\]|[{}]")
 
 
@@ -55,6 +56,20 @@ def fortune_items(root: Path) -> Iterator[Item]:
     for path in sorted(paths):
         for number, item in enumerate(extract.fortunes(extract.published(path.read_bytes()))):
             yield f"{path.name}/{number}", path.name, item
+
+
+def pieces(pattern: str, root: Path) -> Iterator[Item]:
+    """Plain texts, gzipped or not, in documents of about 1,000 characters at paragraph borders; key = package/file/number.
+    What links lead to is read once."""
+    for path in sorted({p.resolve() for p in root.resolve().glob(pattern)}):
+        key = f"{path.relative_to(root.resolve()).parts[0]}/{path.name.removesuffix('.gz')}"
+        parts = [""]
+        for paragraph in re.split(r"\n[ \t]*\n", extract.published(_plain(path)).strip("\n")):
+            if len(parts[-1]) >= PIECE:
+                parts.append("")
+            parts[-1] += "\n\n" * bool(parts[-1]) + paragraph
+        for number, text in enumerate(parts):
+            yield f"{key}/{number}", path.name, text
 
 
 def _key(path: Path, folder: str) -> str:
@@ -108,4 +123,9 @@ RECIPES = (
     Recipe("fortunes", "quotations, jokes and verse, 0.4 M words", "mixed", "fortunes",
            (Debian(("fortunes",)),),
            fortune_items),
+    Recipe("licences", "the common licences of free software, 37,000 words", "mixed", "licence",
+           (Debian(("base-files",)),), functools.partial(pieces, "*/usr/share/common-licenses/*")),
+    Recipe("changelogs", "what changed in two packages, 0.2 M words", "mixed", "changelog",
+           (Debian(("base-files",)), Debian(("manpages",))),
+           functools.partial(pieces, "*/usr/share/doc/*/[cC]hange*.gz")),
 )  # fmt: skip
