@@ -49,15 +49,15 @@ def test_there_is_a_ramp_after_every_restart_whatever_the_length_and_none_in_the
     assert happens == [t for t in range(1, total + 1) if refactor.due(t, total)] == list(updates)
     if updates:
         found = quick_recovery(lambda t: jnp.ones_like(t, jnp.float32), schedule, total)
-        low = [t for t in range(total) if float(found(t)) < 0.002]
-        assert low == list(updates)  # the first update after a restart is update number t, counted from 0
+        low = np.flatnonzero(np.asarray(found(jnp.arange(total))) < 0.002)
+        assert low.tolist() == list(updates)  # the first update after a restart is update number t, counted from 0
 
 
 def test_single_restarts_shares_and_a_late_start():
     ramps = Ramps(every=10, first=0.4, stop_after=0.8, at=(7, 0.95), recovery_steps=3)
     assert ramps.updates(100) == (7, 50, 60, 70, 80, 95)
     assert Ramps().updates(100) == () and Ramps(at=(0.001,)).updates(100) == (1,)
-    assert RestartSchedule(every=10, stop_after=0.29).updates(100) == (10, 20)
+    assert RestartSchedule(every=29, stop_after=0.29).updates(100) == (29,)
     base = AdamConfig().rates(100)
     assert quick_recovery(base, Ramps(), 100) is base
     assert quick_recovery(base, Ramps(every=5, recovery_steps=0), 100) is base
@@ -120,7 +120,7 @@ def test_a_restart_balances_the_factors_and_sets_every_moment_to_its_start_but_n
     cfg = RampedAdam(rate=0.01, eps=1e-30, ramps=RestartSchedule(every=3, recovery_steps=2))
     optimizer = cfg.make(20)
     state = moved(create(specs.init(jax.random.key(0), SPEC), optimizer), optimizer)
-    before = jax.tree.map(np.asarray, state)
+    before = jax.tree.map(np.array, state)  # the event uses up its own
     after = events.run(cfg.ramps.events(), 3, 20, state)
     assert jax.tree.structure(after) == jax.tree.structure(before)
 
