@@ -1,8 +1,34 @@
 """Optimizers and schedules: optax transformations, one file per method, and parameter groups by path."""
 
 from jaxpt.optim.adam import AdamConfig, adam
+from jaxpt.optim.adam_8bit import Adam8bitConfig
 from jaxpt.optim.config import OptimizerConfig
+from jaxpt.optim.fira import FiraConfig
+from jaxpt.optim.galore import GaloreConfig
 from jaxpt.optim.groups import groups
+from jaxpt.optim.moments import reset_moments
 from jaxpt.optim.schedules import SCHEDULES, warmup_cosine
+from jaxpt.optim.stable_spam import StableSpamConfig
 
-__all__ = ["SCHEDULES", "AdamConfig", "OptimizerConfig", "adam", "groups", "warmup_cosine"]
+OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "adam": AdamConfig,
+    "adam_8bit": Adam8bitConfig,
+    "fira": FiraConfig,
+    "galore": GaloreConfig,
+    "stable_spam": StableSpamConfig,
+}
+
+__all__ = [
+    "OPTIMIZERS",
+    "SCHEDULES",
+    "Adam8bitConfig",
+    "AdamConfig",
+    "FiraConfig",
+    "GaloreConfig",
+    "OptimizerConfig",
+    "StableSpamConfig",
+    "adam",
+    "groups",
+    "reset_moments",
+    "warmup_cosine",
+]
