@@ -46,6 +46,11 @@ def matches_any(path: str, patterns: str | Iterable[str]) -> bool:
     return any(matches(path, p) for p in ([patterns] if isinstance(patterns, str) else patterns))
 
 
+def owner(path: str, names: Iterable[str]) -> str | None:
+    """The longest of the names that `path` contains as whole keys: the parameter that an optimizer keeps this array of."""
+    return max((name for name in names if f"/{name}/" in f"/{path}/"), key=len, default=None)
+
+
 def map_with_path(fn: Callable[..., Any], tree: PyTree, *rest: PyTree, is_leaf: Any = None) -> PyTree:
     """`fn(path, leaf, ...)` over the leaves, with the path as a "/"-joined string."""
     return jax.tree_util.tree_map_with_path(lambda p, *x: fn(path_name(p), *x), tree, *rest, is_leaf=is_leaf)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jaxpt.core.types import Params, PRNGKeyArray
+from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
 from jaxpt.models import decoder
 from jaxpt.objectives.base import Losses
 from jaxpt.objectives.cross_entropy import cross_entropy
@@ -20,7 +20,11 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, 
       key: unused, the objective draws nothing.
     """
     extra: dict[str, Any] = {"segments": batch.get("segment_ids"), "positions": batch.get("positions")}
-    hidden = decoder.hidden_states(params, batch["inputs"], cfg, **extra).final
+    return of_hidden(params, decoder.hidden_states(params, batch["inputs"], cfg, **extra).final, batch)
+
+
+def of_hidden(params: Params, hidden: Float[Array, "B S D"], batch: dict[str, jax.Array]) -> Losses:
+    """The same from the final normalised states."""
     sums, correct = cross_entropy(hidden, decoder.head(params), batch["labels"], batch["loss_weight"])
     weights = batch["loss_weight"].sum(-1)
     return Losses(sums, weights, {"accuracy": (correct.sum(), weights.sum())})

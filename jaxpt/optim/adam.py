@@ -34,9 +34,19 @@ def adam(
     decay: tuple[str, ...] = ("*/kernel",),
 ) -> optax.GradientTransformation:
     """Adam; moments in the dtype of the parameters. `weight_decay` acts on arrays whose path matches `decay`."""
+    return decoupled(optax.scale_by_adam(b1, b2, eps), rate, weight_decay, decay)
+
+
+def decoupled(
+    directions: optax.GradientTransformation,
+    rate: float | optax.Schedule,
+    weight_decay: float,
+    decay: tuple[str, ...] = ("*/kernel",),
+) -> optax.GradientTransformation:
+    """(directions + weight_decay W) times the negative rate; decay acts on arrays whose path matches `decay`."""
 
     def decayed(params: PyTree) -> PyTree:
         return trees.map_with_path(lambda path, _: trees.matches_any(path, decay), params)
 
-    decoupled = [optax.add_decayed_weights(weight_decay, mask=decayed)] if weight_decay else []
-    return optax.chain(optax.scale_by_adam(b1, b2, eps), *decoupled, optax.scale_by_learning_rate(rate))
+    added = [optax.add_decayed_weights(weight_decay, mask=decayed)] if weight_decay else []
+    return optax.chain(directions, *added, optax.scale_by_learning_rate(rate))

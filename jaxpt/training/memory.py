@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ from jaxpt.models import decoder
 from jaxpt.objectives.cross_entropy import chunk_length
 from jaxpt.sharding.rules import partition_spec
 from jaxpt.training.ledger import memory_model
+from jaxpt.training.state import like_parameters
 
 # Values of each kind that a block's backward pass holds at once, per token: of the model width, of the feed-forward width,
 # of the heads (each head's dimension padded to a vector register's 128 lanes). Fitted to compiled programs.
@@ -101,7 +102,7 @@ def estimate(
     count = sum(leaf.size / share[path] for path, leaf in trees.leaves_with_path(trainable))
     return Estimate(
         parameters=gradient,
-        optimizer=_state_bytes(state, spec, share),
+        optimizer=_state_bytes(state, spec, sizes),
         fixed=_bytes(fixed, share),
         batch=3 * 4.0 * rows * accumulate * length,
         gradients=gradient + (gradient + 4 * count if accumulate > 1 else 0),
@@ -117,27 +118,24 @@ def side_by_side(spec: Params, found: Estimate) -> dict[str, float]:
 
 def _shares(spec: Params, sizes: Mapping[str, int]) -> dict[str, int]:
     """path -> over how many chips the array is split."""
+    return {path: _split(leaf.axes, leaf.shape, sizes) for path, leaf in trees.leaves_with_path(spec)}
 
-    def over(leaf: specs.ArraySpec) -> int:
-        entries = partition_spec(leaf.axes, leaf.shape, sizes)
-        names = [n for e in entries if e is not None for n in ((e,) if isinstance(e, str) else e)]
-        return math.prod(sizes[n] for n in names)
 
-    return {path: over(leaf) for path, leaf in trees.leaves_with_path(spec)}
+def _split(axes: Sequence[str | None], shape: Sequence[int], sizes: Mapping[str, int]) -> int:
+    entries = partition_spec(axes, shape, sizes)
+    names = [n for e in entries if e is not None for n in ((e,) if isinstance(e, str) else e)]
+    return math.prod(sizes[n] for n in names)
 
 
 def _bytes(tree: PyTree, share: Mapping[str, int]) -> float:
     return sum(leaf.nbytes / share[path] for path, leaf in trees.leaves_with_path(tree))
 
 
-def _state_bytes(state: PyTree, spec: Params, share: Mapping[str, int]) -> float:
-    """Moments are split like the parameter whose path and shape they share (`training.state.state_shardings`)."""
-    shapes = {path: leaf.shape for path, leaf in trees.leaves_with_path(spec)}
-    total = 0.0
-    for path, leaf in trees.leaves_with_path(state):
-        like = (n for n, s in shapes.items() if (path == n or path.endswith("/" + n)) and s == leaf.shape)
-        total += math.prod(leaf.shape) * leaf.dtype.itemsize / share.get(next(like, ""), 1)
-    return total
+def _state_bytes(state: PyTree, spec: Params, sizes: Mapping[str, int]) -> float:
+    """What the optimizer keeps, split as `training.state.state_shardings` does."""
+    axes = like_parameters(state, spec)
+    leaves = trees.leaves_with_path(state)
+    return sum(math.prod(x.shape) * x.dtype.itemsize / _split(axes[path], x.shape, sizes) for path, x in leaves)
 
 
 def _saved(cfg: decoder.Config, tokens: int, model: int) -> float:

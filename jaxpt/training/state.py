@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from jaxpt.core import spec as specs
 from jaxpt.core import trees
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Bool, Int, Params, PyTree, UInt32
-from jaxpt.sharding.rules import shardings
+from jaxpt.sharding.rules import partition_spec
 
 
 @struct.dataclass
@@ -53,19 +53,33 @@ def create(params: Params, optimizer: optax.GradientTransformation, seed: int = 
 
 
 def state_shardings(spec: Params, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The sharding of every array of the state: parameters by their logical axes, moments like the parameter whose path
-    and shape they share, everything else replicated."""
-    of_params = dict(trees.leaves_with_path(shardings(spec, mesh)))
-    shapes = {path: leaf.shape for path, leaf in trees.leaves_with_path(specs.abstract(spec))}
-    replicated = NamedSharding(mesh, PartitionSpec())
+    """The sharding of every array of the state: parameters by their logical axes, what the optimizer keeps of a parameter
+    by those of its dimensions that are the parameter's (`like_parameters`), everything else replicated."""
+    found = jax.eval_shape(lambda: create(specs.init(jax.random.key(0), spec), optimizer))
+    axes = like_parameters(found, spec)
 
     def place(path: str, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        for name, sharding in of_params.items():
-            if (path == name or path.endswith("/" + name)) and shapes[name] == leaf.shape:
-                return sharding
-        return replicated
+        return NamedSharding(mesh, partition_spec(axes[path], leaf.shape, dict(mesh.shape)))
 
-    return trees.map_with_path(place, jax.eval_shape(lambda: create(specs.init(jax.random.key(0), spec), optimizer)))
+    return trees.map_with_path(place, found)
+
+
+def like_parameters(state: PyTree, spec: Params) -> dict[str, tuple[str | None, ...]]:
+    """path -> logical axes, for every array of a state.
+
+    An array is kept of a parameter if the parameter's path is in its own, whole. Each of its dimensions that has the size of
+    the parameter's dimension in the same position bears that dimension's name; every other dimension bears none. So moments
+    of a parameter's shape are split like it, and projected ones, projectors and scales of blocks where they can be.
+    """
+    known = dict(trees.leaves_with_path(spec))
+
+    def axes(path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+        owner = trees.owner(path, known)
+        of = known[owner] if owner is not None else specs.ArraySpec((), (), specs.zeros)
+        same = [axis if n == m else None for axis, n, m in zip(of.axes, of.shape, shape, strict=False)]
+        return (*same, *(None,) * (len(shape) - len(same)))
+
+    return {path: axes(path, leaf.shape) for path, leaf in trees.leaves_with_path(state)}
 
 
 def create_sharded(

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from jaxpt.core import trees
 from jaxpt.core.rng import fold
-from jaxpt.core.types import Array, Float, Int, Params, PRNGKeyArray, PyTree
+from jaxpt.core.types import Array, Bool, Float, Int, Params, PRNGKeyArray, PyTree
 from jaxpt.objectives.base import Losses
 from jaxpt.sharding import constrain, partition_spec
 from jaxpt.sharding.distributed import shards
@@ -78,9 +78,24 @@ def make_step(
         )
         new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state)
         new = dataclasses.replace(new, halted=~good)
-        own = {name: s / jnp.maximum(n, 1e-9) for name, (s, n) in total.metrics.items()}
-        return new, {"loss": value, "gradient_norm": norm, "tokens": total.weights, "finite": good, **own}
+        return new, metrics_of(total, norm, good)
 
+    return compiled(update, mesh, shardings)
+
+
+def metrics_of(total: Losses, norm: Float[Array, ""], good: Bool[Array, ""]) -> dict[str, Array]:
+    """What a step reports of sums over the batch, the gradient's norm and whether both are finite."""
+    own = {name: s / jnp.maximum(n, 1e-9) for name, (s, n) in total.metrics.items()}
+    value = total.sums / jnp.maximum(total.weights, 1e-9)
+    return {"loss": value, "gradient_norm": norm, "tokens": total.weights, "finite": good, **own}
+
+
+def compiled(
+    update: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]],
+    mesh: Mesh | None,
+    shardings: TrainState | None,
+) -> Step:
+    """An update as a `Step`, jitted, on the mesh if there is one."""
     if mesh is None:
         return Step(jax.jit(update, donate_argnums=0), jax.jit(update), None)
     return Step(_on_mesh(update, mesh, shardings, donate_argnums=0), _on_mesh(update, mesh, shardings), mesh)

@@ -128,3 +128,10 @@ def test_split_works_under_jit_and_on_specs_and_gradients_skip_the_fixed_part():
     gradient = jax.grad(loss)(trainable)
     assert gradient["w"].support is None
     np.testing.assert_array_equal(gradient["w"].v, [0, 1, 2])
+
+
+def test_the_owner_of_an_array_is_the_longest_name_in_its_path():
+    names = ["kernel/w", "blocks/head/kernel/w", "norm"]
+    assert trees.owner("opt_state/0/mu/blocks/head/kernel/w", names) == "blocks/head/kernel/w"
+    assert trees.owner("0/mu/kernel/w/codes", names) == "kernel/w"
+    assert trees.owner("0/count", names) is None and trees.owner("norms/0", names) is None
