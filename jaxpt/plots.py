@@ -74,6 +74,21 @@ def law(
     _finish(figure, axes, path, title=title, x=x, y=y)
 
 
+def points(
+    path: Path, values: Mapping[str, tuple[float, Sequence[float]]], *, title: str, x: str, y: str, log_x: bool = False
+) -> None:
+    """One point an arm, named beside it: arm -> (x, the y of its runs), the mean with the range as a bar."""
+    figure, axes = _figure()
+    for name, (at, found) in values.items():
+        mean = float(np.mean(found))
+        bar = axes.errorbar(at, mean, [[mean - min(found)], [max(found) - mean]], fmt="o", markersize=4, capsize=2)
+        axes.annotate(name, (at, mean), (5, 4), textcoords="offset points", fontsize=6, color=bar[0].get_color())
+    if log_x:
+        axes.set_xscale("log")
+    axes.margins(x=0.15)
+    _finish(figure, axes, path, title=title, x=x, y=y)
+
+
 def _figure() -> tuple[Any, Any]:
     import matplotlib
 
@@ -89,7 +104,8 @@ def _finish(figure: Any, axes: Any, path: Path, *, title: str, x: str, y: str) -
     axes.set(title=title, xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=7, frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=7, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
     pyplot.close(figure)
