@@ -114,6 +114,19 @@ class Table:
         """baseline - arm, paired by seed: positive where the arm is better."""
         return [b - a for a, b in zip(self.values(arm), self.values(baseline), strict=True)]
 
+    def add(self, other: Table) -> None:
+        """Takes in the arms of a comparison under another budget, such as equal operations.
+
+        Raises:
+          ValueError: another metric, or an arm that is here already.
+        """
+        shared = set(self.trials) & set(other.trials)
+        if other.metric != self.metric or shared:
+            raise ValueError(f"cannot add arms {sorted(shared)} measured by {other.metric} to a table of {self.metric}")
+        self.points |= other.points
+        self.trials |= other.trials
+        self.tuning |= other.tuning
+
     def note(self, text: str) -> None:
         """Adds something that was measured and decides nothing, such as a documented negative."""
         self.notes.append(text)

@@ -14,10 +14,18 @@ COLUMNS = (  # header, key of a trial's ledger, how to print it
     ("GFLOP nominal", "flops_nominal", "{:,.0f}"),
     ("GFLOP executed", "flops_executed", "{:,.0f}"),
     ("persistent MB", "bytes_persistent", "{:.2f}"),
+    ("peak MB", "bytes_peak", "{:.2f}"),
+    ("tokens/s", "tokens_per_second", "{:,.0f}"),
     ("MB as in papers", "bytes_as_papers_count", "{:.2f}"),
     ("seconds", "seconds", "{:.0f}"),
 )
-SCALE = {"flops_nominal": 1e9, "flops_executed": 1e9, "bytes_persistent": 1e6, "bytes_as_papers_count": 1e6}
+SCALE = {
+    "flops_nominal": 1e9,
+    "flops_executed": 1e9,
+    "bytes_persistent": 1e6,
+    "bytes_peak": 1e6,
+    "bytes_as_papers_count": 1e6,
+}
 
 HOW_TO_READ = (
     "Lower is better. Value: mean and standard deviation over seeds, on held-out documents that nothing was chosen "
@@ -37,16 +45,16 @@ def results(claim: Mapping[str, Any]) -> Rows:
     for name, arm in claim["arms"].items():
         seeds = list(arm["seeds"].values())
         values = [seed["value"] for seed in seeds]
-        costs = [text.format(_mean(seeds, key) / SCALE.get(key, 1)) for _, key, text in columns]
+        costs = [_cost(seeds, key, text) for _, key, text in columns]
         point = ", ".join(f"{key} {value:g}" for key, value in arm["point"].items())
         rows.append([name, point, _mean_and_sd(values), ", ".join(map(_number, values)), *costs])
     return rows
 
 
 def tuning(claim: Mapping[str, Any]) -> Rows:
-    """Header and one row a point of the grid: the tuning part's metric of every arm."""
-    arms = claim["arms"]
-    points = list(next(iter(arms.values()))["tuning"])
+    """Header and one row a point of the grid: the tuning part's metric of every arm that ran the grid."""
+    points = list(next(iter(claim["arms"].values()))["tuning"])
+    arms = {name: arm for name, arm in claim["arms"].items() if list(arm["tuning"]) == points}
     return [["point", *arms], *([p, *(_number(arm["tuning"][p]) for arm in arms.values())] for p in points)]
 
 
@@ -117,8 +125,9 @@ def table(rows: Rows) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def _mean(seeds: list[dict[str, Any]], key: str) -> float:
-    return statistics.fmean(float(seed.get(key, float("nan"))) for seed in seeds)
+def _cost(seeds: list[dict[str, Any]], key: str, text: str) -> str:
+    found = [float(seed[key]) for seed in seeds if key in seed]
+    return text.format(statistics.fmean(found) / SCALE.get(key, 1)) if found else ""
 
 
 def _mean_and_sd(values: list[float | None]) -> str:

@@ -160,7 +160,7 @@ def _counts(setting: Setting, arm: str) -> tuple[float, float, float]:
     size = prunable(cfg)
     if not cfg.events:
         return size, size, size
-    sparsity = cfg.events[0].schedule.s_final
+    sparsity = next(event.schedule.s_final for event in cfg.events if isinstance(event, Prunes))
     return size, plan(setting, sparsity).average, (1 - sparsity) * size
 
 

@@ -60,7 +60,7 @@ def verse_order_task(documents: Iterable[Document], share: float = 0.2, verses: 
     rng = np.random.default_rng([seed, 13])
     found: dict[bool, tuple[Example, ...]] = {}
     for side, chapters in _chapters(documents, share, verses).items():
-        pairs = []
+        pairs: list[Example] = []
         for _, passages in chapters:
             if len(passages) > 1:
                 at, label = int(rng.integers(len(passages) - 1)), len(pairs) % 2

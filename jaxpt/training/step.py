@@ -125,11 +125,12 @@ def _on_mesh(update: Callable[..., Any], mesh: Mesh, shardings: TrainState | Non
     jitted: dict[Any, Any] = {}
 
     def of(state: TrainState) -> Any:
-        tree = jax.tree.structure(state)
+        tree: Any = jax.tree.structure(state)
         if tree not in jitted:
             given = shardings is None or jax.tree.structure(shardings) == tree
-            where = shardings if given else jax.tree.map(lambda x: x.sharding, state)
-            jitted[tree] = jax.jit(update, **kwargs, **({} if where is None else {"out_shardings": (where, None)}))
+            where: Any = shardings if given else jax.tree.map(lambda x: x.sharding, state)
+            placed: dict[str, Any] = {} if where is None else {"out_shardings": (where, None)}
+            jitted[tree] = jax.jit(update, **kwargs, **placed)
         return jitted[tree]
 
     def run(*args: Any) -> Any:

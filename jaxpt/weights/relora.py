@@ -36,9 +36,9 @@ from jaxpt.weights.masked import ranks
 class ReLoRAMatrix(Matrix):
     """W0 [out, in], which no gradient reaches, B [out, r] and A [r, in]."""
 
-    w0: Float[Array, "*L O I"] = fixed()
     b: Float[Array, "*L O R"]
     a: Float[Array, "*L R I"]
+    w0: Float[Array, "*L O I"] = fixed()
     scale: float = static(default=1.0)
 
     @property
@@ -95,7 +95,7 @@ class ReLoRA(Form):
     def from_dense(self, key: PRNGKeyArray, w: Float[Array, "*L O I"]) -> ReLoRAMatrix:
         *stack, out_size, in_size = w.shape
         b = jnp.zeros((*stack, out_size, self.rank), w.dtype)
-        return ReLoRAMatrix(w, b, _fresh(key, (*stack, self.rank, in_size), w.dtype), self.scale)
+        return ReLoRAMatrix(b, _fresh(key, (*stack, self.rank, in_size), w.dtype), w, self.scale)
 
 
 def merge(key: PRNGKeyArray, params: Params) -> Params:
