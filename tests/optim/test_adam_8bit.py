@@ -80,7 +80,8 @@ def test_zeros_are_code_zero_and_nothing_else_is_needed_for_them():
 
 
 def test_bitsandbytes_step_by_step():
-    """Its Adam8bit on a CPU over 8 steps: the weights, and the codes of both moments, but for ties."""
+    """Its Adam8bit on a CPU over 8 steps. Its search for the nearest code is off by one in about 0.3 % of entries (that ours is
+    not, the test above says), which moves 1 % of the weights by up to 8 % of a step."""
     golden = np.load(GOLDEN / "adam_8bit.npz")
     params = {"big": jnp.asarray(golden["start/big"])}
     optimizer = optax.chain(scale_by_adam_8bit(where=("*",)), optax.scale(-1e-2))
@@ -89,7 +90,7 @@ def test_bitsandbytes_step_by_step():
         updates, state = update({"big": jnp.asarray(golden["gradient/big"][t])}, state)
         params = optax.apply_updates(params, updates)
         off = np.abs(np.asarray(params["big"]) - golden["plain/big"][t])
-        assert (off > 1e-5).mean() < 5e-3 and off.max() < 2e-3, t
+        assert (off > 1e-5).mean() < 0.02 and off.max() < 1e-3, t
     # Theirs are sorted by value, so that 0 has the number 127 where there is a sign.
     for name, stored, zero in (("1", state[0].mu["big"], 127), ("2", state[0].nu["big"], 0)):
         ours = (stored.codes.astype(jnp.int32) + zero) % 256
@@ -97,7 +98,7 @@ def test_bitsandbytes_step_by_step():
         np.testing.assert_allclose(stored.scales.reshape(-1), golden[f"scales/{name}"], rtol=1e-2)
 
 
-CFG = decoder.Config(vocab_size=32, width=32, heads=4, ffn=64, layers=2)
+CFG = decoder.Config(vocab_size=32, width=32, heads=2, ffn=64, layers=1, activation="gelu")
 
 
 def train(cfg, steps=60):
