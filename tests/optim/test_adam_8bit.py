@@ -80,8 +80,8 @@ def test_zeros_are_code_zero_and_nothing_else_is_needed_for_them():
 
 
 def test_bitsandbytes_step_by_step():
-    """Its Adam8bit on a CPU over 8 steps. A few of a thousand codes differ, since its search for the nearest is approximate (ours
-    is exact: the test above), which moves 1 % of the weights by up to 8 % of a step."""
+    """Its Adam8bit on a CPU over 8 steps. A few of a thousand codes differ, since its search for the nearest is approximate
+    (ours is exact: the test above), which moves 1 % of the weights by up to 8 % of a step."""
     golden = np.load(GOLDEN / "adam_8bit.npz")
     params = {"big": jnp.asarray(golden["start/big"])}
     optimizer = optax.chain(scale_by_adam_8bit(where=("*",)), optax.scale(-1e-2))
