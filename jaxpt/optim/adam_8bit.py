@@ -14,10 +14,12 @@ axis), against 8 of float32.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -119,42 +121,27 @@ def quantise(x: Float[Array, "*L n"], signed: bool) -> Quantised:
     return Quantised(codes.reshape(*codes.shape[:-2], -1)[..., : x.shape[-1]], scales, signed)
 
 
+@functools.cache
+def table(signed: bool) -> np.ndarray:
+    """The values of all 256 codes, rising."""
+    found = [0.0, 1.0]
+    for i in range(7):
+        edges = np.linspace(0.1, 1.0, 2 ** (i if signed else i + 1) + 1)
+        middles = 10.0 ** (i - 6) * (edges[:-1] + edges[1:]) / 2
+        found += [*middles, *(-middles if signed else ())]
+    return np.sort(found).astype(np.float32)
+
+
 def value(codes: Int[Array, "*L"], signed: bool) -> Float[Array, "*L"]:
-    """What codes stand for: int8 in [-1, 1], where -128 is 1, or uint8 in [0, 1]."""
-    magnitude = jnp.abs(codes.astype(jnp.int32))
-    # Counted so that the k-th decade's codes are the numbers of k binary digits: 1, 2..3, 4..7, ... (signed).
-    number, top = (magnitude, 6) if signed else (magnitude + 1, 7)
-    digits = 31 - jax.lax.clz(jnp.maximum(number, 1))
-    steps = (1 << digits).astype(jnp.float32)
-    cell = 0.1 + 0.9 * (number.astype(jnp.float32) - steps + 0.5) / steps
-    found = cell * _tens(digits - top)
-    found = jnp.where(number == 2 << top, 1.0, jnp.where(magnitude == 0, 0.0, found))
-    return jnp.where((codes < 0) & (number != 2 << top), -found, found) if signed else found
+    """What codes stand for: uint8 in [0, 1]; int8 in [-1, 1], where 0 is 0 and -128, for which it has no negative, is 1."""
+    place = (codes.astype(jnp.int32) + 127) % 256 if signed else codes.astype(jnp.int32)
+    return jnp.asarray(table(signed)).at[place].get(mode="promise_in_bounds")
 
 
 def code(x: Float[Array, "*L"], signed: bool) -> Int[Array, "*L"]:
     """The nearest codes of values in [-1, 1], or [0, 1] if not signed."""
-    y = jnp.abs(x)
-    top, lowest = (6, 0) if signed else (7, 1)
-    decade = (
-        jnp.floor(jnp.log10(jnp.maximum(y, 1e-30))).astype(jnp.int32) + 1
-    )  # 0 for [0.1, 1), -1 for [0.01, 0.1), ...
-    digits = jnp.clip(top + decade, lowest, top)
-    steps = 1 << digits
-    cell = (y / _tens(digits - top) - 0.1) / 0.9 * steps.astype(jnp.float32)
-    guess = steps + jnp.clip(jnp.floor(cell).astype(jnp.int32), 0, steps - 1) - lowest
-    largest = 127 if signed else 255  # 1 itself has no negative: below
-    near = jnp.stack([jnp.clip(guess + i, 0, largest) for i in (-1, 0, 1)])
-    distance = jnp.abs(value(near.astype(jnp.int8 if signed else jnp.uint8), signed) - y)
-    found = jnp.take_along_axis(near, jnp.argmin(distance, 0)[None], 0)[0]
-    if not signed:
-        return found.astype(jnp.uint8)
-    is_one = (x > 0) & (1 - y < distance.min(0))
-    return jnp.where(is_one, -128, jnp.where(x < 0, -found, found)).astype(jnp.int8)
-
-
-def _tens(n: Int[Array, "*L"]) -> Float[Array, "*L"]:
-    return 10.0 ** n.astype(jnp.float32)
+    place = jnp.searchsorted(jnp.asarray((table(signed)[1:] + table(signed)[:-1]) / 2), x)
+    return jnp.where(place == 255, -128, place - 127).astype(jnp.int8) if signed else place.astype(jnp.uint8)
 
 
 def _blocks(x: Shaped[Array, "*L n"]) -> Shaped[Array, "*L blocks block"]:

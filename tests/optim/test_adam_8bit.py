@@ -57,7 +57,7 @@ def test_every_number_gets_its_nearest_code(signed):
 
 
 def test_a_block_is_off_by_less_than_its_steps_and_no_block_sees_another():
-    """Error below 1.4 % of the entry plus 0.6e-6 of the block's largest; a huge entry spoils its own block alone."""
+    """At most half a step of the entry's decade; an entry that is huge spoils its own block alone."""
     rng = np.random.default_rng(1)
     x = jnp.asarray(rng.normal(size=(5, 600)), jnp.float32)  # two blocks of 256 and one of 88
     stored = quantise(x, True)
@@ -68,7 +68,7 @@ def test_a_block_is_off_by_less_than_its_steps_and_no_block_sees_another():
     relative = np.abs(x) / size
     step = np.where(relative > 0.1, 0.9 / 64, np.where(relative > 0.01, 0.09 / 32, 0.009 / 16))
     assert (error <= size * step * 0.51).all()
-    spoiled = read(quantise(x.at[0, 3].set(1e6), True))
+    spoiled = read(quantise(x.at[0, 3].set(1e8), True))
     np.testing.assert_array_equal(spoiled[0, 256:], read(stored)[0, 256:])
     assert not spoiled[0, 4:256].any()
 
@@ -80,7 +80,8 @@ def test_zeros_are_code_zero_and_nothing_else_is_needed_for_them():
 
 
 def test_bitsandbytes_step_by_step():
-    """Its Adam8bit on a CPU over 8 steps: the weights, and the codes of both moments, but for ties."""
+    """Its Adam8bit on a CPU over 8 steps. A few of a thousand codes differ, since its search for the nearest is approximate
+    (ours is exact: the test above), which moves 1 % of the weights by up to 8 % of a step."""
     golden = np.load(GOLDEN / "adam_8bit.npz")
     params = {"big": jnp.asarray(golden["start/big"])}
     optimizer = optax.chain(scale_by_adam_8bit(where=("*",)), optax.scale(-1e-2))
@@ -89,7 +90,7 @@ def test_bitsandbytes_step_by_step():
         updates, state = update({"big": jnp.asarray(golden["gradient/big"][t])}, state)
         params = optax.apply_updates(params, updates)
         off = np.abs(np.asarray(params["big"]) - golden["plain/big"][t])
-        assert (off > 1e-5).mean() < 5e-3 and off.max() < 2e-3, t
+        assert (off > 1e-5).mean() < 0.02 and off.max() < 1e-3, t
     # Theirs are sorted by value, so that 0 has the number 127 where there is a sign.
     for name, stored, zero in (("1", state[0].mu["big"], 127), ("2", state[0].nu["big"], 0)):
         ours = (stored.codes.astype(jnp.int32) + zero) % 256
@@ -97,7 +98,7 @@ def test_bitsandbytes_step_by_step():
         np.testing.assert_allclose(stored.scales.reshape(-1), golden[f"scales/{name}"], rtol=1e-2)
 
 
-CFG = decoder.Config(vocab_size=32, width=32, heads=4, ffn=64, layers=2)
+CFG = decoder.Config(vocab_size=32, width=32, heads=2, ffn=64, layers=1, activation="gelu")
 
 
 def train(cfg, steps=60):
