@@ -153,8 +153,8 @@ DEEP = decoder.Config(vocab_size=32, width=32, heads=2, ffn=128, layers=32, rema
 
 @pytest.mark.parametrize("name", ["adam", "galore"])
 def test_a_deep_narrow_stack_needs_less_memory(name):
-    """Compiled temporaries are below the ordinary step's. The CPU compiler still copies part of the stacked state at the
-    entry of the backward loop, so less is saved than the gradients take."""
+    """Compiled temporaries are below the ordinary step's: 4.58 MB against 5.02 MB for Adam on a CPU, where gradients of all
+    layers take 2.11 MB. What else the layerwise program holds has not been found out."""
     optimizer = {"adam": optim.AdamConfig(), "galore": optim.GaloreConfig(rank=4)}[name].make(10)
     spec = decoder.spec(DEEP)
     state = jax.eval_shape(lambda: create(specs.init(jax.random.key(0), spec), optimizer))
