@@ -128,7 +128,7 @@ def _backward(
     def one(carry: tuple[Any, ...], xs: tuple[Array, Array, PyTree]) -> tuple[tuple[Any, ...], None]:
         dx, square, go, stacked = carry
         index, x, fixed = xs
-        params, opt_state = (jax.tree.map(lambda t: t[index], tree) for tree in stacked)
+        params, opt_state = jax.tree.map(lambda t: jax.lax.dynamic_index_in_dim(t, index, 0, False), stacked)
         _, pull = jax.vjp(lambda p, x: found.layer(p, fixed, x), params["blocks"], x)
         gradient, dx = pull(dx)
         gradient = _scaled(gradient, scale)
@@ -139,7 +139,7 @@ def _backward(
             params, whole = apply({**params, "blocks": gradient}, params, whole, go)
             new = (params, kinds.pick(whole, "stack"))
             # Written back where they were read: the arrays of the stack are updated in place, never held twice.
-            stacked = jax.tree.map(lambda t, new: t.at[index].set(new), stacked, new)
+            stacked = jax.tree.map(lambda t, new: jax.lax.dynamic_update_index_in_dim(t, new, index, 0), stacked, new)
         return (dx, square, go, stacked), None
 
     layers = found.inputs.shape[0]
