@@ -80,10 +80,10 @@ class Setting(Pretrain):
     stddev: float = 0.02
     rates: tuple[float, ...] = (3e-3, 6e-3)
     vision: vit.Config = DIGITS
-    vision_steps: int = 150
-    vision_batch: int = 96
+    vision_steps: int = 500
+    vision_batch: int = 32
     planted: int = 256
-    planted_steps: int = 600
+    planted_steps: int = 1000
     planted_rows: int = 4096
 
 
@@ -94,12 +94,9 @@ def rules(kind: str, cfg: BlockConfig, blocks: int) -> weights.Rules:
     with N max / (in + out) blocks.
     """
     narrow, wide = sorted((cfg.width, cfg.ffn))
-
-    def diagonal(larger: int) -> BlockDiagonal:
-        return BlockDiagonal(max(1, round(blocks * larger / (narrow + larger))))
-
     if kind == "block-diagonal":
-        return (f"{BLOCKS}/attention", BlockDiagonal(max(1, blocks // 2))), (f"{BLOCKS}/mlp", diagonal(wide))
+        square, oblong = (max(1, round(blocks * side / (narrow + side))) for side in (narrow, wide))
+        return (f"{BLOCKS}/attention", BlockDiagonal(square)), (f"{BLOCKS}/mlp", BlockDiagonal(oblong))
     forms = {
         "dense": Dense(cfg.initializer_stddev),
         "monarch": Monarch(blocks),
@@ -283,10 +280,13 @@ def _results(table: Table, shown: Any) -> str:
     return ", ".join(rows)
 
 
-TINY = Setting(stddev=0.3, recovery=4, **byte_level(steps=200))
+SMALL = Setting(stddev=0.3, recovery=10, **byte_level(steps=500))
 PRESETS = {
-    "tiny": TINY,
-    "small": dataclasses.replace(TINY, recovery=10, vision_steps=300, planted_steps=1000, run=RunConfig(steps=700)),
+    "tiny": dataclasses.replace(
+        SMALL, recovery=3, run=RunConfig(steps=100), vision=dataclasses.replace(DIGITS, layers=2, unroll=2),
+        vision_steps=150, planted_steps=400,
+    ),
+    "small": SMALL,
     "paper_gpt2_medium": Setting(  # OpenWebText, 400,000 updates of 512 x 1024 tokens
         model=decoder.Config(
             width=1024, ffn=4096, layers=24, heads=16, vocab_size=50_304, norm="layer", norm_eps=1e-5,

@@ -24,10 +24,10 @@ def test_parameters_of_gpt2_medium(arm, millions):
 @pytest.mark.parametrize(("kind", "share"), [("low rank", 0.0), ("block-diagonal", 0.02)])
 def test_arms_of_monarchs_size_have_it(kind, share):
     def text(kind: str) -> int:
-        return specs.count(decoder.spec(monarch.of_kind(monarch.TINY, kind).model)["blocks"])
+        return specs.count(decoder.spec(monarch.of_kind(monarch.SMALL, kind).model)["blocks"])
 
     def vision(kind: str) -> int:
-        return specs.count(vit.spec(monarch.vision(monarch.TINY, kind)[0])["blocks"])
+        return specs.count(vit.spec(monarch.vision(monarch.SMALL, kind)[0])["blocks"])
 
     for count in (text, vision):
         assert abs(count(kind) / count("monarch") - 1) <= share
@@ -35,11 +35,11 @@ def test_arms_of_monarchs_size_have_it(kind, share):
 
 
 def test_reverse_sparsification_switches_once_and_dense_stops_at_its_operations():
-    setting = monarch.TINY
+    setting = monarch.SMALL
     cfg = monarch.reverse(setting)
     (event,) = cfg.events
     assert isinstance(event, surgery.Switch)
-    assert event.ramps.updates(cfg.run.steps) == (180,)
+    assert event.ramps.updates(cfg.run.steps) == (450,)
     assert cfg.optimizer.ramps == event.ramps
 
     def cost(kind: str) -> float:
@@ -47,20 +47,20 @@ def test_reverse_sparsification_switches_once_and_dense_stops_at_its_operations(
         return pretrain.flops_per_step(of)(decoder.spec(of.model)).nominal
 
     early = monarch.dense_early(setting)
-    spent = 180 * cost("monarch") + 20 * cost("dense")
+    spent = 450 * cost("monarch") + 50 * cost("dense")
     assert early.run.steps * cost("dense") == pytest.approx(spent, abs=cost("dense"))
-    assert 100 < early.run.steps < 180
+    assert 250 < early.run.steps < 450
 
 
 def test_the_planted_matrix_is_a_monarch_matrix_and_its_samples_have_unit_variance():
-    setting = dataclasses.replace(monarch.TINY, planted=64)
+    setting = dataclasses.replace(monarch.SMALL, planted=64)
     batch, other = (monarch.planted(setting, 0, 512, part) for part in ("training", "report"))
     assert float(batch["y"].std()) == pytest.approx(1, abs=0.02)
     assert abs(batch["x"] - other["x"]).max() > 1
 
 
 def test_a_regression_is_scored_against_the_noise():
-    setting = dataclasses.replace(monarch.TINY, planted=32, planted_steps=600, planted_rows=2048)
+    setting = dataclasses.replace(monarch.SMALL, planted=32, planted_steps=600, planted_rows=2048)
     values = {
         kind: monarch.regression_trial(arm=f"planted, {kind}", point={"rate": 6e-3}, seed=0, setting=setting).value
         for kind in ("monarch", "low rank")
