@@ -115,17 +115,23 @@ class Table:
         return [b - a for a, b in zip(self.values(arm), self.values(baseline), strict=True)]
 
     def add(self, other: Table) -> None:
-        """Takes in the arms of a comparison under another budget, such as equal operations.
+        """Adds the arms of a comparison under another budget, with its checks and notes.
 
         Raises:
-          ValueError: another metric, or an arm that is here already.
+          ValueError: it has another metric, other seeds, or an arm of the same name.
         """
-        shared = set(self.trials) & set(other.trials)
-        if other.metric != self.metric or shared:
-            raise ValueError(f"cannot add arms {sorted(shared)} measured by {other.metric} to a table of {self.metric}")
+        if other.metric != self.metric:
+            raise ValueError(f"arms measured in {other.metric} cannot be added to a table of {self.metric}")
+        if twice := sorted(self.trials.keys() & other.trials.keys()):
+            raise ValueError(f"the table has these arms already: {twice}")
+        seeds = {tuple(sorted(trials)) for trials in (self.trials | other.trials).values()}
+        if len(seeds) > 1:
+            raise ValueError(f"the arms did not run with the same seeds: {sorted(seeds)}")
         self.points |= other.points
         self.trials |= other.trials
         self.tuning |= other.tuning
+        self.checks += other.checks
+        self.notes += other.notes
 
     def note(self, text: str) -> None:
         """Adds something that was measured and decides nothing, such as a documented negative."""

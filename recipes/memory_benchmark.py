@@ -47,7 +47,7 @@ class Setting(Pretrain):
 
     Attributes:
       rank: of factors and projectors.
-      density: of SLTrain's sparse part.
+      density, multiple: of SLTrain's sparse part; its number of values is rounded down to a multiple, which chips share.
       alpha: of low-rank factors; 1 for the scale of B A where it is None.
       blocks: of Monarch matrices.
       sparsity: of the static mask.
@@ -59,6 +59,7 @@ class Setting(Pretrain):
 
     rank: int = 12
     density: float = 0.15
+    multiple: int = 1
     alpha: float | None = None
     blocks: int = 4
     sparsity: float = 0.75
@@ -110,7 +111,7 @@ def low_rank(s: Setting) -> Pretrain:
 
 def sltrain(s: Setting) -> Pretrain:
     """B A + S, Adam."""
-    return with_form(s, SparseLowRank(s.rank, s.density, s.alpha))
+    return with_form(s, SparseLowRank(s.rank, s.density, s.alpha, s.multiple))
 
 
 def restarted(s: Setting, arm: Callable[[Setting], Pretrain]) -> Pretrain:

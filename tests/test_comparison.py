@@ -131,3 +131,26 @@ def test_a_grid_is_every_combination():
     points = comparison.grid({"rate": (1.0, 2.0), "stddev": (0.02, 0.3)})
     assert [comparison.label(p) for p in points[:2]] == ["rate 1, stddev 0.02", "rate 1, stddev 0.3"]
     assert len(set(points)) == 4
+
+
+def test_arms_of_another_budget_are_added_but_not_mixed_up():
+    def table(arm: str, values: list[float], metric: str = "loss") -> Table:
+        point = (("rate", 1.0),)
+        trials = {arm: {i: Trial(v, v, SPENT, []) for i, v in enumerate(values)}}
+        return Table(metric, {arm: point}, trials, {arm: {point: 1.0}})
+
+    found, early = table("a", [1.0, 1.1]), table("stopped early", [1.2, 1.3])
+    early.note("half of the updates")
+    found.add(early)
+    found.check_better("a beats early stopping", "a", "stopped early")
+    assert found.holds
+    assert found.notes == ["half of the updates"]
+    assert list(summary(found, name="x", paper=0, setting=Setting(), seconds=1.0)["arms"]) == ["a", "stopped early"]
+    for other, message in (
+        (table("b", [1.0, 1.0], "error"), "measured in error cannot be added to a table of loss"),
+        (table("a", [1.0, 1.0]), r"has these arms already: \['a'\]"),
+        (table("b", [1.0]), "did not run with the same seeds"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            found.add(other)
+    assert set(found.trials) == {"a", "stopped early"}
