@@ -175,7 +175,7 @@ class Table:
         else:
             spread = 2 * statistics.stdev(self.values(baseline))
             clear = wins in (0, count) and abs(mean) > spread
-            bound = f"above {spread:.4f}, two deviations of the baseline's seeds, in all of them (better in {wins} of {count})"
+            bound = f"above {spread:.4f}, two deviations of the baseline, in all seeds (better in {wins} of {count})"
         verdict = INVISIBLE if not clear else HOLDS if mean > 0 else FAILS
         self.checks.append(Check(what, mean, bound, verdict, (runs.low, runs.high), runs.detectable))
 

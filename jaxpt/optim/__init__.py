@@ -16,7 +16,6 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     "adam_8bit": Adam8bitConfig,
     "fira": FiraConfig,
     "galore": GaloreConfig,
-    "ramped_adam": RampedAdam,
     "stable_spam": StableSpamConfig,
 }
 

@@ -115,7 +115,8 @@ def scale_by_stable_spam(cfg: StableSpamConfig, stacked: tuple[str, ...] = ("blo
 
         def normalised(g: Array, now: Array, m: Array, v: Array) -> Array:
             m, v = m / (1 - (cfg.gamma1 * c) ** t), v / (1 - cfg.gamma2**t)
-            return g * _over(m / (jnp.sqrt(v) + cfg.eps) / jnp.maximum(now, jnp.finfo(jnp.float32).tiny), g)
+            unit = g * _over(1 / jnp.maximum(now, jnp.finfo(jnp.float32).tiny), g)  # 0 where the gradient is
+            return unit * _over(m / (jnp.sqrt(v) + cfg.eps), g)
 
         g = jax.tree.map(normalised, g, norms, norm, square)
         keep = 1.0 if cfg.gap == 0 else (step % cfg.gap != 0).astype(jnp.float32)

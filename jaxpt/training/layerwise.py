@@ -6,9 +6,9 @@
     last       embedding, final norm and head, whose gradients come from both ends
 
 The update is that of `jaxpt.training.step.make_step` on a decoder with remat="full", for every optimizer that treats arrays
-apart and keeps stacked arrays for stacked parameters: all of `jaxpt.optim.OPTIMIZERS`. Microbatches need whole gradients to
-add to, so there are none here. Clipping needs the norm of all gradients before the first update: with `clip` the backward
-pass is made twice, the first time for the norm alone.
+apart and keeps stacked arrays for stacked parameters: all of `jaxpt.optim.OPTIMIZERS`, but not `groups` of them. Microbatches
+need whole gradients to add to, so there are none here. Clipping needs the norm of all gradients before the first update:
+with `clip` the backward pass is made twice, the first time for the norm alone.
 
 A gradient that is not finite halts the run here too, but without `clip` the layers above it have been updated by then.
 """
@@ -160,6 +160,9 @@ class _Kinds:
     ("shared": counters, rates)."""
 
     def __init__(self, state: TrainState) -> None:
+        masked = lambda x: isinstance(x, optax.MaskedNode)  # noqa: E731
+        if any(map(masked, jax.tree.leaves(state.opt_state, is_leaf=masked))):
+            raise ValueError("layer by layer, there can be only one optimizer for all arrays, not groups of them")
         self.names = [path for path, _ in trees.leaves_with_path(state.trainable)]
         layers = jax.tree.leaves(state.trainable["blocks"])[0].shape[0]
         for path, x in trees.leaves_with_path(state.opt_state):

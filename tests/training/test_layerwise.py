@@ -99,15 +99,17 @@ def test_clipping_makes_two_passes_and_is_the_ordinary_one():
     assert_same(found, result("ordinary", "adam", 0.3))
 
 
-def test_groups_of_optimizers_and_a_rate_in_the_state():
-    """Optimizers nested as `groups` and `inject_hyperparams` nest them."""
-    optimizer = optax.inject_hyperparams(
-        lambda peak: optim.groups(
-            [("embedding", optax.sgd(0.1)), ("*", optim.AdamConfig(weight_decay=0.1).make(10, peak))]
-        )
-    )(peak=1e-2)
+def test_a_rate_in_the_state():
+    """As proxies have it."""
+    optimizer = optax.inject_hyperparams(lambda peak: optim.AdamConfig(weight_decay=0.1).make(10, peak))(peak=1e-2)
     found = [run(make(kind, CFG, optimizer), create(initial(CFG), optimizer)) for kind in ("layerwise", "ordinary")]
     assert_same(*found)
+
+
+def test_groups_of_optimizers_are_refused():
+    optimizer = optim.groups([("embedding", optax.sgd(0.1)), ("*", optim.adam(1e-2))])
+    with pytest.raises(ValueError, match="one optimizer for all arrays"):
+        run(make("layerwise", CFG, optimizer), create(initial(CFG), optimizer))
 
 
 def test_on_a_mesh_it_is_what_it_is_on_one_device():
