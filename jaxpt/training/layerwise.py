@@ -6,9 +6,9 @@
     last       embedding, final norm and head, whose gradients come from both ends
 
 The update is that of `jaxpt.training.step.make_step` on a decoder with remat="full", for every optimizer that treats arrays
-apart and keeps stacked arrays for stacked parameters: all of `jaxpt.optim.OPTIMIZERS`, but not `groups` of them. Microbatches
-need whole gradients to add to, so there are none here. Clipping needs the norm of all gradients before the first update:
-with `clip` the backward pass is made twice, the first time for the norm alone.
+apart and keeps stacked arrays for stacked parameters: all of `jaxpt.optim.OPTIMIZERS`, but not `groups` of them. There are
+no microbatches, which need whole gradients to add to. Clipping needs the norm of all gradients before the first update: with
+`clip` the backward pass is made twice, the first time for the norm alone.
 
 A gradient that is not finite halts the run here too, but without `clip` the layers above it have been updated by then.
 """
