@@ -160,9 +160,10 @@ class Table:
     def check_better(self, what: str, arm: str, baseline: str) -> None:
         """The arm is better than the baseline, by more than the runs differ among themselves.
 
-        From five seeds on: the 95 % interval of the paired differences (`evaluate.significance.paired`) lies above 0. With
-        fewer: every seed agrees, and the mean difference is more than twice the standard deviation of the baseline's
-        seeds. The same the other way round refutes it; anything else is not visible.
+        The 95 % interval of the paired differences (`evaluate.significance.paired`) lies above 0; or, with fewer than five
+        seeds, whose interval is wide, the mean difference is more than twice the standard deviation of the baseline's
+        seeds. With so few seeds all of them must agree, too. The same the other way round refutes it; anything else is not
+        visible.
         """
         found = self.differences(arm, baseline)
         mean, wins, count = statistics.fmean(found), sum(d > 0 for d in found), len(found)
@@ -170,12 +171,11 @@ class Table:
             self.check(what, mean, "above 0, in the one run there is" if count < 2 else "above 0", mean > 0)
             return
         runs = significance.paired(found)
-        if count >= 5:
-            bound, clear = f"interval above 0 (better in {wins} of {count} seeds)", not runs.low <= 0 <= runs.high
-        else:
+        bound, clear = f"interval above 0 (better in {wins} of {count} seeds)", not runs.low <= 0 <= runs.high
+        if count < 5:
             spread = 2 * statistics.stdev(self.values(baseline))
-            clear = wins in (0, count) and abs(mean) > spread
-            bound = f"above {spread:.4f}, two deviations of the baseline, in all seeds (better in {wins} of {count})"
+            bound = f"interval above 0 or mean above {spread:.4f}, better in all seeds (in {wins} of {count})"
+            clear = wins in (0, count) and (clear or abs(mean) > spread)
         verdict = INVISIBLE if not clear else HOLDS if mean > 0 else FAILS
         self.checks.append(Check(what, mean, bound, verdict, (runs.low, runs.high), runs.detectable))
 
