@@ -113,7 +113,8 @@ class Masked(Form):
     def spec(
         self, out_size: int, in_size: int, axes: tuple[str, str], stack: Sequence[int] = (), dtype: str = "float32"
     ) -> MaskedMatrix:
-        kept, plain = self._kept(out_size, in_size), Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w
+        kept = self._kept(out_size, in_size)
+        plain: Any = Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w
         if self.sparsity >= ALWAYS_RESCALED if self.rescale is None else self.rescale:
             plain = dataclasses.replace(plain, init=_times(1 / math.sqrt(1 - self.sparsity), plain.init))
         packed, draw = (*stack, out_size, -(-in_size // 8)), self._draw(out_size, in_size)

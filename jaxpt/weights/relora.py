@@ -34,11 +34,11 @@ from jaxpt.weights.masked import ranks
 
 @struct.dataclass
 class ReLoRAMatrix(Matrix):
-    """W0 [out, in], which no gradient reaches, B [out, r] and A [r, in]."""
+    """B [out, r], A [r, in], and W0 [out, in], which no gradient reaches."""
 
-    w0: Float[Array, "*L O I"] = fixed()
     b: Float[Array, "*L O R"]
     a: Float[Array, "*L R I"]
+    w0: Float[Array, "*L O I"] = fixed()
     scale: float = static(default=1.0)
 
     @property
@@ -86,16 +86,16 @@ class ReLoRA(Form):
     ) -> ReLoRAMatrix:
         lead = stack_axes(stack)
         return ReLoRAMatrix(
-            w0=Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w,
             b=array((*stack, out_size, self.rank), (*lead, axes[0], "rank"), zeros, dtype),
             a=array((*stack, self.rank, in_size), (*lead, "rank", axes[1]), uniform_fan_in(in_size), dtype),
+            w0=Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w,
             scale=self.scale,
         )
 
     def from_dense(self, key: PRNGKeyArray, w: Float[Array, "*L O I"]) -> ReLoRAMatrix:
         *stack, out_size, in_size = w.shape
         b = jnp.zeros((*stack, out_size, self.rank), w.dtype)
-        return ReLoRAMatrix(w, b, _fresh(key, (*stack, self.rank, in_size), w.dtype), self.scale)
+        return ReLoRAMatrix(b, _fresh(key, (*stack, self.rank, in_size), w.dtype), w, self.scale)
 
 
 def merge(key: PRNGKeyArray, params: Params) -> Params:
