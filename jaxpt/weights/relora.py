@@ -34,7 +34,7 @@ from jaxpt.weights.masked import ranks
 
 @struct.dataclass
 class ReLoRAMatrix(Matrix):
-    """W0 [out, in], which no gradient reaches, B [out, r] and A [r, in]."""
+    """B [out, r], A [r, in], and W0 [out, in], which no gradient reaches."""
 
     b: Float[Array, "*L O R"]
     a: Float[Array, "*L R I"]
@@ -86,9 +86,9 @@ class ReLoRA(Form):
     ) -> ReLoRAMatrix:
         lead = stack_axes(stack)
         return ReLoRAMatrix(
-            w0=Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w,
             b=array((*stack, out_size, self.rank), (*lead, axes[0], "rank"), zeros, dtype),
             a=array((*stack, self.rank, in_size), (*lead, "rank", axes[1]), uniform_fan_in(in_size), dtype),
+            w0=Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w,
             scale=self.scale,
         )
 
