@@ -123,21 +123,14 @@ def put_batch(batch: dict[str, Any], mesh: Mesh | None) -> Batch:
 def _on_mesh(update: Callable[..., Any], mesh: Mesh, shardings: TrainState | None, **kwargs: Any) -> Callable[..., Any]:
     """`update` jitted on a mesh. The state stays where `shardings` say; one whose tree an event has changed, where it is."""
     jitted: dict[Any, Any] = {}
-    expected: Any = jax.tree.structure(shardings)
 
     def of(state: TrainState) -> Any:
         tree: Any = jax.tree.structure(state)
         if tree not in jitted:
-<<<<<<< HEAD
             given = shardings is None or jax.tree.structure(shardings) == tree
             where: Any = shardings if given else jax.tree.map(lambda x: x.sharding, state)
             placed: dict[str, Any] = {} if where is None else {"out_shardings": (where, None)}
             jitted[tree] = jax.jit(update, **kwargs, **placed)
-=======
-            where = shardings if shardings is None or tree == expected else jax.tree.map(lambda x: x.sharding, state)
-            places: dict[str, Any] = {} if where is None else {"out_shardings": (where, None)}
-            jitted[tree] = jax.jit(update, **kwargs, **places)
->>>>>>> 21e5750197663ce5efed2ec9ce2b90124a3370b7
         return jitted[tree]
 
     def run(*args: Any) -> Any:

@@ -113,13 +113,8 @@ class Masked(Form):
     def spec(
         self, out_size: int, in_size: int, axes: tuple[str, str], stack: Sequence[int] = (), dtype: str = "float32"
     ) -> MaskedMatrix:
-<<<<<<< HEAD
         plain: Any = Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w
         kept = self._kept(out_size, in_size)
-=======
-        kept = self._kept(out_size, in_size)
-        plain: Any = Dense(self.stddev).spec(out_size, in_size, axes, stack, dtype).w
->>>>>>> 21e5750197663ce5efed2ec9ce2b90124a3370b7
         if self.sparsity >= ALWAYS_RESCALED if self.rescale is None else self.rescale:
             plain = dataclasses.replace(plain, init=_times(1 / math.sqrt(1 - self.sparsity), plain.init))
         packed, draw = (*stack, out_size, -(-in_size // 8)), self._draw(out_size, in_size)
