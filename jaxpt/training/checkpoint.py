@@ -80,8 +80,7 @@ class Checkpoints:
             return
         self._known.add(step)
         arrays = dict(trees.leaves_with_path(state))
-        params = {path: x for path, x in arrays.items() if path.startswith(PARAMS)}
-        rest = {path: x for path, x in arrays.items() if path not in params}
+        params, rest = _parts(arrays)
         args, self._pending = self._ocp.args, step
         composite = args.Composite(
             params=args.StandardSave(params),
@@ -156,10 +155,9 @@ class Checkpoints:
         state = target(step)
         wanted = {path: shape_of(x) for path, x in trees.leaves_with_path(state)}
         _check_arrays(folder, meta["arrays"], _described(wanted))
-        params = {path: x for path, x in wanted.items() if path.startswith(PARAMS)}
-        rest = {path: x for path, x in wanted.items() if path not in params}
+        params, rest = _parts(wanted)
         with _together():
-            arrays = {**self._read(folder / "params", params), **self._read(folder / "optimizer", rest)}
+            arrays = {**self._read(folder / "params", params), **self._read(folder / "optimizer", rest), **_empty(wanted)}
         _compare(arrays, meta["fingerprints"])
         return jax.tree.unflatten(jax.tree.structure(state), [arrays[path] for path in wanted]), meta
 
@@ -226,13 +224,13 @@ def restore_params_only(out: str | Path, target: Params, step: int | None = None
             meta = read_meta(folder / str(step))
             stored = {path: kind for path, kind in meta["arrays"].items() if path.startswith(PARAMS)}
             _check_arrays(folder / str(step), stored, _described(wanted))
-            found = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted)))
-            _compare(found["params"], meta["fingerprints"])
+            parts = ocp.args.Composite(params=ocp.args.StandardRestore(_parts(wanted)[0]))
+            params = manager.restore(step, args=parts)["params"] | _empty(wanted)
+            _compare(params, meta["fingerprints"])
         except ResumeError:
             raise
         except Exception as error:
             raise CheckpointError(f"checkpoint {folder / str(step)} is not usable: {_reason(error)}") from error
-    params = found["params"]
     names = [next(p + path for p in PARAMS if p + path in params) for path, _ in trees.leaves_with_path(target)]
     return jax.tree.unflatten(jax.tree.structure(target), [params[name] for name in names])
 
@@ -316,6 +314,18 @@ def _fingerprint(x: Array) -> UInt32[Array, ""]:
         index += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * np.uint32(stride % 2**32)
         stride *= words.shape[axis]
     return jnp.sum(words * (2 * index + 1), dtype=jnp.uint32)
+
+
+def _parts(arrays: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is stored as parameters and as optimizer. Arrays without entries, such as factors of rank 0, are not stored."""
+    entries = {path: x for path, x in arrays.items() if x.size}
+    params = {path: x for path, x in entries.items() if path.startswith(PARAMS)}
+    return params, {path: x for path, x in entries.items() if path not in params}
+
+
+def _empty(wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Array]:
+    """Those without entries."""
+    return {path: jnp.zeros(x.shape, x.dtype, device=x.sharding) for path, x in wanted.items() if not x.size}
 
 
 def _described(arrays: dict[str, Any]) -> dict[str, str]:

@@ -375,7 +375,7 @@ def test_licences_and_changelogs_come_in_pieces(tmp_path):
     doc = "usr/share/doc"
     first = {f"{doc}/base-files/changelog.gz": gzip.compress(b"one (1)\n"), f"{doc}/base-files/README": b"no"}
     second = {f"{doc}/manpages/Changes.old.gz": gzip.compress(b"two\n")}
-    archives = [build_deb(tmp_path, "base-files", "1", first), build_deb(tmp_path, "manpages", "1", second)]
+    archives = [build_deb(tmp_path / "again", "base-files", "1", first), build_deb(tmp_path, "manpages", "1", second)]
     keep_deb(tmp_path, "changelogs", archives)
     found = {d.id: d.text for d in open_corpus("changelogs", tmp_path)}
     assert found == {"changelogs:base-files/changelog/0": "one (1)", "changelogs:manpages/Changes.old/0": "two"}
