@@ -28,8 +28,8 @@ SCALE = {
 }
 
 HOW_TO_READ = (
-    "Lower is better. Value: mean and standard deviation over seeds, on held-out documents that nothing was chosen "
-    "by. All arms: the same tokens in the same order, the same seeds, the same grid of hyperparameters."
+    "Lower is better. Value: mean and standard deviation over seeds, on held-out data that nothing was chosen by. All arms "
+    "have the same seeds, and those with equal tokens saw the same ones in the same order; how they were tuned is below."
 )
 
 Rows = list[list[str]]

@@ -157,7 +157,11 @@ class Checkpoints:
         _check_arrays(folder, meta["arrays"], _described(wanted))
         params, rest = _parts(wanted)
         with _together():
-            arrays = {**self._read(folder / "params", params), **self._read(folder / "optimizer", rest), **_empty(wanted)}
+            arrays = {
+                **self._read(folder / "params", params),
+                **self._read(folder / "optimizer", rest),
+                **_empty(wanted),
+            }
         _compare(arrays, meta["fingerprints"])
         return jax.tree.unflatten(jax.tree.structure(state), [arrays[path] for path in wanted]), meta
 
