@@ -37,10 +37,15 @@ def reset_moments(opt_state: PyTree) -> PyTree:
     Raises:
       ValueError: there is no such state in it.
     """
-    if not any(_has_moments(x) for x in jax.tree.leaves(opt_state, is_leaf=_has_moments)):
+    if not has_moments(opt_state):
         kinds = sorted({type(x).__name__ for x in jax.tree.leaves(opt_state, is_leaf=_is_state)})
         raise ValueError(f"no moments to reset: the optimizer's state is made of {', '.join(kinds) or 'nothing'}")
-    return jax.tree.map(_reset, opt_state, is_leaf=_has_moments)
+    return jax.tree.map(_reset, opt_state, is_leaf=_is_moments)
+
+
+def has_moments(opt_state: PyTree) -> bool:
+    """Whether there is anything to reset; plain gradient descent has nothing."""
+    return any(_is_moments(x) for x in jax.tree.leaves(opt_state, is_leaf=_is_moments))
 
 
 def zeros_like(tree: PyTree) -> PyTree:
@@ -48,7 +53,7 @@ def zeros_like(tree: PyTree) -> PyTree:
     return jax.tree.map(jnp.zeros_like, tree)
 
 
-def _has_moments(x: Any) -> bool:
+def _is_moments(x: Any) -> bool:
     return isinstance(x, (Moments, optax.ScaleByAdamState))
 
 

@@ -23,7 +23,7 @@ from jaxpt import weights
 from jaxpt.core import trees
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Params, PyTree
-from jaxpt.optim.moments import reset_moments
+from jaxpt.optim.moments import has_moments, reset_moments
 from jaxpt.optim.restarts import Ramps
 from jaxpt.training.events import EventConfig, Scheduled, in_place
 from jaxpt.training.state import TrainState
@@ -106,7 +106,8 @@ def restarted_for(optimizer: optax.GradientTransformation, old: PyTree, trainabl
         known = before.get(path)
         return leaf if known is None or (known.shape, known.dtype) != (leaf.shape, leaf.dtype) else known
 
-    return reset_moments(trees.map_with_path(kept, optimizer.init(trainable)))
+    state = trees.map_with_path(kept, optimizer.init(trainable))
+    return reset_moments(state) if has_moments(state) else state
 
 
 def merges(ramps: Ramps, prune: float = 0.999) -> Scheduled:

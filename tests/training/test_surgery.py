@@ -201,3 +201,12 @@ def test_errors_are_raised_when_the_run_starts_or_name_what_is_missing():
         events.run([surgery.merges(Ramps(at=(3,)))], 3, 10, state)
     with pytest.raises(ValueError, match="no matrix matches 'blocks/mpl'"):
         events.run([surgery.switch(Ramps(at=(3,)), job.optimizer, where="blocks/mpl")], 3, 10, job.create())
+
+
+def test_an_optimizer_without_moments_goes_on_after_a_switch():
+    params = decoder.init(
+        jax.random.key(0), decoder.Config(width=16, heads=2, ffn=24, weights=(("blocks", weights.Monarch(2)),))
+    )
+    change = surgery.switch(Ramps(at=(3,)), optax.sgd(0.1), where="blocks")
+    state = events.run([change], 3, 10, create(params, optax.sgd(0.1)))
+    assert isinstance(state.params["blocks"]["mlp"]["up"]["kernel"], weights.DenseMatrix)
