@@ -2,6 +2,7 @@
 
     python scripts/memory_table.py                                      # by the memory model, in seconds
     python scripts/memory_table.py --compile v5e:2x4 --size 1b          # and by the TPU compiler, minutes an arm
+    python scripts/memory_table.py --compile v5e:2x4 --size 1b --arm galore fira
 
 Weights and optimizer are exact: shapes and formats of the state. "Step" adds gradients, activations and workspace, one
 sequence a microbatch and block inputs alone kept, on one chip; with --compile it is the compiler's, per chip of the slice.
@@ -33,13 +34,13 @@ PAPERS = {
 }
 
 
-def rows(size: str, where: topology.Topology | None) -> list[list[str]]:
+def rows(size: str, where: topology.Topology | None, arms: list[str]) -> list[list[str]]:
     """One row an arm."""
     setting = memory_benchmark.PRESETS[f"paper_{size}"]
     data = setting.data
     found = []
-    for arm, make in memory_benchmark.ARMS.items():
-        cfg = make(setting)
+    for arm in arms:
+        cfg = memory_benchmark.ARMS[arm](setting)
         spec, optimizer = decoder.spec(cfg.model), cfg.optimizer.make(cfg.run.steps)
         size_of = memory.estimate(
             spec, optimizer, cfg.model, data.batch_size, data.sequence_length, accumulate=data.batch_size
@@ -66,12 +67,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--size", nargs="+", default=["60m", "1b", "7b"])
     parser.add_argument("--compile", metavar="TOPOLOGY", help="also compile every arm for this slice")
+    parser.add_argument("--arm", nargs="+", default=list(memory_benchmark.ARMS), choices=list(memory_benchmark.ARMS))
     options = parser.parse_args()
     where = topology.parse(options.compile) if options.compile else None
     header = ["arm", "M parameters", "weights GB", "optimizer GB", "both GB", "in the paper GB", "step GB, one chip"]
     for size in options.size:
         print(f"\n{size}\n")
-        print(reporting.table([header + ([f"step GiB, {where.name}"] if where else []), *rows(size, where)]))
+        print(reporting.table([header + ([f"step GiB, {where.name}"] if where else []), *rows(size, where, options.arm)]))
     return 0
 
 

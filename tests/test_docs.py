@@ -11,15 +11,14 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 
 
-def test_methods_in_five_lines(tmp_path):
+def test_methods_in_five_lines(tmp_path, one_device):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert len(blocks) > 10
     script = tmp_path / "methods.py"
     script.write_text("\n".join([*blocks, "assert 1e5 < fit.law.optimal(1e21)[0] < 1e13", "print('done')"]))
-    environment = os.environ | {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     found = subprocess.run(
         [sys.executable, str(script)],
-        env=environment,
+        env=os.environ | one_device,
         cwd=tmp_path,
         capture_output=True,
         text=True,

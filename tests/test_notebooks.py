@@ -27,13 +27,14 @@ def test_there_are_three():
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_top_to_bottom(path, tmp_path):
+def test_runs_top_to_bottom(path, tmp_path, one_device):
     import nbformat
     from nbclient import NotebookClient
 
     # One device, as a reader has, and nothing of this user's: no prepared data, no IPython start-up files.
     cache, ipython = tmp_path / "cache", tmp_path / "ipython"
-    env = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAXPT_CACHE": str(cache), "IPYTHONDIR": str(ipython)}
+    own = {"JAX_PLATFORMS": "cpu", "JAXPT_CACHE": str(cache), "IPYTHONDIR": str(ipython)}
+    env = os.environ | one_device | own
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     work = tmp_path / "work"
     work.mkdir()

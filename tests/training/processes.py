@@ -33,7 +33,7 @@ def child(index: int, count: int, port: int, devices: int, folder: Path, data: s
     """One process of the run; does not return."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / f"{index}.{name}", os.O_CREAT | os.O_TRUNC | os.O_WRONLY), number)
-    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     start = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count), "--process-id", str(index)]
     sys.argv = [tiny_run.__file__, data, tiny, *start]
     try:

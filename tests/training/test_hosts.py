@@ -45,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def launch(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Runs processes, DEVICES devices each: all the same, but for what `special` changes for one of them."""
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
     def start(tiny: Tiny, count: int, devices: int, special: dict[int, dict[str, Any]] | None = None) -> Outcome:
         folder = tmp_path_factory.mktemp("processes")

@@ -96,7 +96,7 @@ MODEL = decoder.Config(
     heads=2,
     ffn=24,
     layers=2,
-    weights=(("blocks/mlp/*", weights.SparseLowRank(rank=2, density=0.2)),),
+    weights=(("blocks/mlp/down", weights.SparseLowRank(rank=2, density=0.2)),),
 )
 
 
