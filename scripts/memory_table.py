@@ -73,7 +73,9 @@ def main() -> int:
     header = ["arm", "M parameters", "weights GB", "optimizer GB", "both GB", "in the paper GB", "step GB, one chip"]
     for size in options.size:
         print(f"\n{size}\n")
-        print(reporting.table([header + ([f"step GiB, {where.name}"] if where else []), *rows(size, where, options.arm)]))
+        print(
+            reporting.table([header + ([f"step GiB, {where.name}"] if where else []), *rows(size, where, options.arm)])
+        )
     return 0
 
 

@@ -6,8 +6,8 @@ import types
 
 # Without the fusion emitters the compiler of the CPU takes 40 % less time, most of what the tests take. Child processes
 # inherit the flags; of two that contradict each other the last one counts.
-DEVICES = "--xla_force_host_platform_device_count"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false {DEVICES}=8".strip()
+os.environ.setdefault("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -28,7 +28,7 @@ install_import_hook(["jaxpt.layers", "jaxpt.models", "jaxpt.objectives"], f"{che
 @pytest.fixture(scope="session")
 def one_device() -> dict[str, str]:
     """What a child process's environment needs so that it has one device, as a reader has."""
-    return {"XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {DEVICES}=1"}
+    return {"XLA_FLAGS": os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=1"}
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -186,7 +186,9 @@ def test_probe_leaves_the_state_alone_and_run_gives_it_up():
     ran, again = step.run(state, batch)
     assert state.trainable["embedding"].is_deleted() and not probed.trainable["embedding"].is_deleted()
     assert float(metrics["loss"]) == float(again["loss"])
-    for a, b in zip(jax.tree.leaves(probed), jax.tree.leaves(ran), strict=True):  # two programs: one gives its memory up
+    for a, b in zip(
+        jax.tree.leaves(probed), jax.tree.leaves(ran), strict=True
+    ):  # two programs: one gives its memory up
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
