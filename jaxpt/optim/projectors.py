@@ -17,7 +17,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxpt.core import trees
+from jaxpt.core import linalg, trees
 from jaxpt.core.names import nearest_error
 from jaxpt.core.types import Array, Float, Int, PyTree
 
@@ -123,9 +123,7 @@ def find(g: Float[Array, "*L m n"], rank: int, method: str = "svd") -> Float[Arr
         vectors = positive(METHODS[method](wide, rank)).astype(g.dtype)
         return vectors.T if is_right(g.shape) else vectors
 
-    for _ in g.shape[:-2]:
-        one = jax.vmap(one)
-    return one(g)
+    return linalg.one_by_one(one, g)
 
 
 def svd(g: Float[Array, "k n"], rank: int) -> Float[Array, "k r"]:

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxpt.core import linalg
 from jaxpt.core.spec import array, uniform_fan_in
 from jaxpt.core.trees import static
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
@@ -89,7 +90,7 @@ def truncated_svd(w: Float[Array, "*L O I"], rank: int) -> tuple[Float[Array, "*
     """
     if rank > min(w.shape[-2:]):
         raise ValueError(f"rank {rank} is above min(out, in) = {min(w.shape[-2:])} of a {w.shape[-2:]} matrix")
-    u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
+    u, s, vt = linalg.svd(w.astype(jnp.float32))
     root = jnp.sqrt(s[..., :rank])
     return (u[..., :rank] * root[..., None, :]).astype(w.dtype), (root[..., :, None] * vt[..., :rank, :]).astype(
         w.dtype
@@ -112,9 +113,9 @@ def refactor(
     if b.shape[:-2] != a.shape[:-2] or rank != a.shape[-2]:
         raise ValueError(f"b {b.shape} and a {a.shape} are no two factors: need [..., out, r] and [..., r, in]")
     with jax.default_matmul_precision("float32"):
-        q_b, r_b = jnp.linalg.qr(b.astype(jnp.float32))
-        q_a, r_a = jnp.linalg.qr(a.astype(jnp.float32).mT)
-        u, s, vt = jnp.linalg.svd(r_b @ r_a.mT, full_matrices=False)
+        q_b, r_b = linalg.qr(b.astype(jnp.float32))
+        q_a, r_a = linalg.qr(a.astype(jnp.float32).mT)
+        u, s, vt = linalg.svd(r_b @ r_a.mT)
         root = jnp.sqrt(s)
         left, right = (q_b @ u) * root[..., None, :], root[..., :, None] * (vt @ q_a.mT)
     largest = jnp.take_along_axis(left, jnp.argmax(jnp.abs(left), axis=-2, keepdims=True), axis=-2)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 from flax import struct
 
+from jaxpt.core import linalg
 from jaxpt.core.names import nearest_error
 from jaxpt.core.spec import array, uniform_fan_in
 from jaxpt.core.trees import static
@@ -118,7 +119,7 @@ class Monarch(Form):
         else:
             slices = jnp.moveaxis(padded.reshape(*stack, s, n, k, p), -4, -2)
         wide = jnp.promote_types(w.dtype, jnp.float32)
-        u, sigma, vt = jnp.linalg.svd(slices.astype(wide), full_matrices=False)  # of every [s, p] slice [l, k]
+        u, sigma, vt = linalg.svd(slices.astype(wide))  # of every [s, p] slice [l, k]
         root = jnp.sqrt(sigma[..., :c]).astype(wide)
         w1 = (root[..., :, None] * vt[..., :c, :]).astype(w.dtype)
         w2 = jnp.moveaxis(u[..., :c] * root[..., None, :], -3, -2).astype(w.dtype)

@@ -1,0 +1,43 @@
+"""Decompositions of stacks: those of each matrix, whatever the number of devices that do them at once."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpt.core import linalg
+from jaxpt.sharding import MeshConfig, make_mesh
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 3, 4), (2, 3, 4, 6), (0, 3, 2)])
+def test_each_matrix_is_its_product(shape: tuple[int, ...]) -> None:
+    w = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    u, s, vt = linalg.svd(jnp.asarray(w))
+    np.testing.assert_allclose((u * s[..., None, :]) @ vt, w, atol=1e-5)
+    np.testing.assert_allclose(s, np.linalg.svd(w, compute_uv=False), rtol=1e-5)
+    q, r = linalg.qr(jnp.asarray(w))
+    np.testing.assert_allclose(q @ r, w, atol=1e-5)
+    np.testing.assert_allclose(
+        q.mT @ q, np.broadcast_to(np.eye(q.shape[-1]), (*shape[:-2], *q.shape[-1:] * 2)), atol=1e-5
+    )
+
+
+def test_stacks_go_together() -> None:
+    a, b = jnp.arange(12.0).reshape(3, 2, 2), jnp.ones((3, 2, 1))
+    np.testing.assert_allclose(linalg.one_by_one(lambda x, y: x @ y, a, b), a @ b)
+    with pytest.raises(ValueError, match=r"stacks of different sizes: \(3, 2, 2\), \(1, 2, 1\)"):
+        linalg.one_by_one(lambda x, y: x @ y, a, b[:1])
+
+
+def test_eight_devices_at_once_end() -> None:
+    """With jaxlib's batched SVD they do not: the sum lets all of them begin it together."""
+    mesh, rows = make_mesh(MeshConfig(data=8)), jax.P("data")
+    w = jax.device_put(jax.random.normal(jax.random.key(0), (8, 8, 96, 96)), jax.NamedSharding(mesh, rows))
+    svd = jax.shard_map(lambda x: linalg.svd(jax.lax.psum(x, "data")), mesh=mesh, in_specs=rows, out_specs=rows)
+    for _ in range(6):
+        u, s, vt = jax.jit(svd)(w)
+    np.testing.assert_allclose(
+        (u * s[..., None, :]) @ vt, np.tile(np.sum(w, 0, keepdims=True), (8, 1, 1, 1)), atol=1e-4
+    )
