@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -110,7 +111,8 @@ def choice(
 
 
 def _sizes(x: Array, w1: Array, w2: Array, run: str) -> tuple[tpu.Sizes | gpu.Sizes, chips.Chip]:
-    """Tile sizes for the chip this trace is for; on TPU, groups so that weights and their gradients fit."""
+    """Tile sizes for the chip this trace is for; on TPU, groups so that weights and their gradients fit,
+    or fewer tokens a step: every group reads x once more."""
     chip = chips.current()
     platform = "gpu" if run == "pallas_gpu" else "tpu"
     known = chip if chip and chip.platform == platform else chips.CHIPS["h100" if platform == "gpu" else "v5e"]
@@ -119,13 +121,16 @@ def _sizes(x: Array, w1: Array, w2: Array, run: str) -> tuple[tpu.Sizes | gpu.Si
     found = tuning.sizes("monarch", known, shape)
     if platform == "gpu":
         return gpu.Sizes(**found), known
-    sizes = tpu.Sizes(**found)
     # a group's columns of y are a block of their own, so they must be whole lanes
     allowed = [g for g in range(1, l + 1) if l % g == 0 and (g == 1 or l // g * w2.shape[1] % LANES == 0)]
-    one = (sizes._replace(groups=g) for g in allowed if g >= sizes.groups)
-    sizes = next((z for z in one if tpu.forward_scratch(x.dtype, w1, w2, z) <= known.scratch), sizes)
-    back = (sizes._replace(backward_groups=g) for g in allowed if g >= sizes.backward_groups)
-    return next((z for z in back if tpu.backward_scratch(x.dtype, w1, w2, z) <= known.scratch), sizes), known
+
+    def fit(sizes: tpu.Sizes, groups: str, tokens: str, needed: Callable[..., int]) -> tpu.Sizes:
+        first, most = getattr(sizes, groups), getattr(sizes, tokens)
+        tried = (sizes._replace(**{groups: g, tokens: most // n}) for g in allowed if g >= first for n in (1, 2, 4))
+        return next((z for z in tried if needed(x.dtype, w1, w2, z) <= known.scratch), sizes)
+
+    sizes = fit(tpu.Sizes(**found), "groups", "tokens", tpu.forward_scratch)
+    return fit(sizes, "backward_groups", "backward_tokens", tpu.backward_scratch), known
 
 
 def block_diagonal(

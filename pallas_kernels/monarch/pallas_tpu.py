@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from pallas_kernels.common.call import LANES, inside, like, pad_to, precision, round_up, tpu_call
 from pallas_kernels.monarch.layout import to_block, to_canonical
 
+ONCE = pl.Buffered(1)  # weights change with the group, a few times in all: no second buffer for the next ones
 NT, NN, TN = ((1,), (1,)), ((1,), (0,)), ((0,), (0,))  # which axes of two matrices are contracted
 
 
@@ -137,7 +138,6 @@ def forward(
     """y [T, width], in block order, or `canonical` where there is one group; only then may the width be below L s."""
     (l, k, c, p), s, t = w1.shape, w2.shape[1], x.shape[0]  # noqa: E741
     g, tokens = sizes.groups, min(sizes.tokens, round_up(t, 16))
-    once = pl.Buffered(1 if g == 1 else 2)
     return tpu_call(
         functools.partial(_forward_kernel, canonical=canonical),
         like((t, width), x.dtype, x, w1, w2),
@@ -149,8 +149,8 @@ def forward(
             grid=(g, pl.cdiv(t, tokens)),
             in_specs=[
                 pl.BlockSpec((tokens, x.shape[1]), lambda j, i: (i, 0)),
-                pl.BlockSpec((l // g, k, c, p), lambda j, i: (j, 0, 0, 0), pipeline_mode=once),
-                pl.BlockSpec((l // g, s, k * c), lambda j, i: (j, 0, 0), pipeline_mode=once),
+                pl.BlockSpec((l // g, k, c, p), lambda j, i: (j, 0, 0, 0), pipeline_mode=ONCE),
+                pl.BlockSpec((l // g, s, k * c), lambda j, i: (j, 0, 0), pipeline_mode=ONCE),
             ],
             out_specs=pl.BlockSpec((tokens, width // g), lambda j, i: (i, j)),
         ),
@@ -181,9 +181,8 @@ def backward(
     steps = pl.cdiv(t, tokens)
     cores = cores if steps % cores == 0 else 1
     per_core = steps // cores
-    once = pl.Buffered(1 if g == 1 else 2)
-    first = pl.BlockSpec((l // g, k, c, p), lambda m, j, i: (j, 0, 0, 0), pipeline_mode=once)
-    second = pl.BlockSpec((l // g, s, k * c), lambda m, j, i: (j, 0, 0), pipeline_mode=once)
+    first = pl.BlockSpec((l // g, k, c, p), lambda m, j, i: (j, 0, 0, 0), pipeline_mode=ONCE)
+    second = pl.BlockSpec((l // g, s, k * c), lambda m, j, i: (j, 0, 0), pipeline_mode=ONCE)
     dx, dw1, dw2 = tpu_call(
         functools.partial(_backward_kernel, tokens=t, canonical=canonical),
         [
@@ -206,8 +205,8 @@ def backward(
             ],
             out_specs=[
                 pl.BlockSpec((1, tokens, x.shape[1]), lambda m, j, i: (j, m * per_core + i, 0)),
-                pl.BlockSpec((1, l // g, k, c, p), lambda m, j, i: (m, j, 0, 0, 0), pipeline_mode=once),
-                pl.BlockSpec((1, l // g, s, k * c), lambda m, j, i: (m, j, 0, 0), pipeline_mode=once),
+                pl.BlockSpec((1, l // g, k, c, p), lambda m, j, i: (m, j, 0, 0, 0), pipeline_mode=ONCE),
+                pl.BlockSpec((1, l // g, s, k * c), lambda m, j, i: (m, j, 0, 0), pipeline_mode=ONCE),
             ],
         ),
         semantics=("parallel", "arbitrary", "arbitrary"),
@@ -222,7 +221,9 @@ def backward(
 
 def forward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:
     """Bytes of VMEM that the forward kernel needs: its blocks, the resident weights, values between the products."""
-    return _weight_bytes(dtype, w1, w2, sizes.groups, 0) + _value_bytes(dtype, w1, w2, sizes.tokens, sizes.groups)
+    mixing = sizes.tokens * w2.shape[0] * w2.shape[1] * (jnp.dtype(dtype).itemsize + 4)  # y before its order is canonical
+    values = _value_bytes(dtype, w1, w2, sizes.tokens, sizes.groups) + (mixing if sizes.groups == 1 else 0)
+    return _weight_bytes(dtype, w1, w2, sizes.groups, 0) + values
 
 
 def backward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:
@@ -234,7 +235,7 @@ def backward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:
 def _weight_bytes(dtype: Any, w1: Any, w2: Any, groups: int, sums: int) -> int:
     (l, k, c, p), s = w1.shape, w2.shape[1]  # noqa: E741
     entries = (l * k * c * round_up(p, LANES) + l * s * round_up(k * c, LANES)) // groups
-    return entries * (jnp.dtype(dtype).itemsize + sums) * (1 if groups == 1 else 2)
+    return entries * (jnp.dtype(dtype).itemsize + sums)
 
 
 def _value_bytes(dtype: Any, w1: Any, w2: Any, tokens: int, groups: int) -> int:
