@@ -87,14 +87,21 @@ def scale_by_adam_8bit(
     def update(gradients: PyTree, state: Adam8bitState, params: PyTree = None) -> tuple[PyTree, Adam8bitState]:
         count = optax.safe_increment(state.count)
         t = count.astype(jnp.float32)
-        mu = jax.tree.map(lambda g, m: b1 * read(m) + (1 - b1) * g.astype(jnp.float32), gradients, state.mu)
-        nu = jax.tree.map(lambda g, v: b2 * read(v) + (1 - b2) * g.astype(jnp.float32) ** 2, gradients, state.nu)
 
-        def direction(g: Array, m: Array, v: Array) -> Array:
-            return (m / (1 - b1**t) / (jnp.sqrt(v / (1 - b2**t)) + eps)).astype(g.dtype)
+        def one(g: Array, m: Quantised | Array, v: Quantised | Array) -> tuple[Array, Any, Any]:
+            wide = g.astype(jnp.float32)
+            mu, nu = b1 * read(m) + (1 - b1) * wide, b2 * read(v) + (1 - b2) * wide**2
+            direction = mu / (1 - b1**t) / (jnp.sqrt(nu / (1 - b2**t)) + eps)
+            return direction.astype(g.dtype), written(mu, m), written(nu, v)
 
-        updates = jax.tree.map(direction, gradients, mu, nu)
-        mu, nu = (jax.tree.map(written, new, old) for new, old in ((mu, state.mu), (nu, state.nu)))
+        def layers(g: Array, m: Quantised | Array, v: Quantised | Array) -> tuple[Array, Any, Any]:
+            """One layer after another where layers are stacked, so that only one has its moments in float32."""
+            if g.ndim < 3 or not isinstance(m, Quantised):
+                return one(g, m, v)
+            return jax.lax.map(lambda of_layer: one(*of_layer), (g, m, v))
+
+        found = jax.tree.map(layers, gradients, state.mu, state.nu)
+        updates, mu, nu = (jax.tree.map(lambda _, x, i=i: x[i], gradients, found) for i in range(3))
         return updates, Adam8bitState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)
