@@ -2,12 +2,13 @@
 
 from jaxpt.sharding.distributed import initialize, local_rows
 from jaxpt.sharding.mesh import AXES, MeshConfig, make_mesh, platform
-from jaxpt.sharding.rules import RULES, constrain, over_batch, partition_spec, shardings
+from jaxpt.sharding.rules import RULES, batch_axes, constrain, over_batch, partition_spec, shardings
 
 __all__ = [
     "AXES",
     "RULES",
     "MeshConfig",
+    "batch_axes",
     "constrain",
     "initialize",
     "local_rows",

@@ -73,6 +73,12 @@ def shardings(spec: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(one, spec)
 
 
+def batch_axes(rows: int, sizes: Mapping[str, int]) -> tuple[str, ...]:
+    """The axes of a mesh of these sizes that so many rows of a batch are divided over."""
+    split = partition_spec(("batch",), (rows,), sizes)[0]
+    return (split,) if isinstance(split, str) else tuple(split or ())
+
+
 def over_batch(fn: Callable[..., Array], x: Array, *whole: Array, kernel: bool = False) -> Array:
     """fn(x, *whole) on each device's own rows of x [B, ...], with `whole` gathered first; fn(x, *whole) without a mesh.
 
@@ -86,11 +92,11 @@ def over_batch(fn: Callable[..., Array], x: Array, *whole: Array, kernel: bool =
     mesh = jax.sharding.get_abstract_mesh()
     free = () if mesh.empty or mesh.size == 1 else mesh.auto_axes  # the others belong to a shard_map around this
     sizes = {name: mesh.shape[name] if name in free else 1 for name in mesh.axis_names}
-    split = partition_spec(("batch",), x.shape[:1], sizes) if free else PartitionSpec(None)
-    names = (split[0],) if isinstance(split[0], str) else split[0] or ()
+    names = batch_axes(x.shape[0], sizes) if free else ()
     chosen = set(free if kernel else names)
     if not chosen:
         return fn(x, *whole)
+    split = PartitionSpec(names or None)
     manual = jax.shard_map(
         fn,
         in_specs=(split, *(PartitionSpec(),) * len(whole)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 from jax.sharding import ManualAxisType
 
-from jaxpt.sharding import over_batch, partition_spec
+from jaxpt.sharding import batch_axes, over_batch
 from pallas_kernels.common.dispatch import interpret
 
 LANES = 128
@@ -105,10 +106,7 @@ def mesh_objection(rows: int) -> str | None:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or not mesh.auto_axes:
         return None
-    split = partition_spec(("batch",), (rows,), dict(mesh.shape))[0]
-    used = 1
-    for axis in split or ():
-        used *= mesh.shape[axis]
+    used = math.prod(mesh.shape[axis] for axis in batch_axes(rows, mesh.shape))
     if used == mesh.size:
         return None
     return (

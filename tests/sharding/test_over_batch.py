@@ -13,6 +13,7 @@ from jaxpt.core import trees
 from jaxpt.sharding import MeshConfig, hlo, make_mesh, over_batch, shardings
 from jaxpt.sharding.collectives import collectives
 from jaxpt.sharding.topology import CHIPS
+from pallas_kernels.common.call import mesh_objection
 
 OUT, IN, ROWS, LENGTH = 48, 32, 8, 4
 FORM = weights.SparseLowRank(rank=8, density=0.25, alpha=4.0, multiple=8)
@@ -104,3 +105,20 @@ def test_over_batch_inside_itself_splits_once():
 def test_the_number_of_values_is_rounded_down_to_a_multiple():
     assert weights.SparseLowRank(density=0.03).nnz(2048, 2048) == 125829
     assert weights.SparseLowRank(density=0.03, multiple=256).nnz(2048, 2048) == 125696
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "objects"),
+    [
+        ({"fsdp": 8}, 8, False),
+        ({"data": 2, "fsdp": 4}, 16, False),
+        ({"fsdp": 4, "model": 2}, 8, True),
+        ({"fsdp": 8}, 3, True),
+    ],
+    ids=str,
+)
+def test_a_kernel_is_advised_against_where_devices_would_repeat_rows(sizes, rows, objects):
+    with jax.set_mesh(make_mesh(MeshConfig(**({"data": 1} | sizes)))):
+        advice = mesh_objection(rows)
+    assert (advice is not None) == objects
+    assert mesh_objection(rows) is None
