@@ -103,8 +103,8 @@ class Monarch(Form):
     ) -> MonarchMatrix:
         (n, k), lead, (p, s, c) = self._grid, stack_axes(stack), self._sizes(out_size, in_size)
         return MonarchMatrix(
-            w1=array((*stack, n, k, c, p), (*lead, None, None, None, axes[1]), uniform_fan_in(p), dtype),
-            w2=array((*stack, n, s, k * c), (*lead, None, axes[0], None), uniform_fan_in(k * c), dtype),
+            w1=array((*stack, n, k, c, p), (*lead, None, None, "rank", axes[1]), uniform_fan_in(p), dtype),
+            w2=array((*stack, n, s, k * c), (*lead, None, axes[0], "rank"), uniform_fan_in(k * c), dtype),
             out_size=out_size,
             in_size=in_size,
             order=self.order,
