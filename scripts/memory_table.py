@@ -67,15 +67,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--size", nargs="+", default=["60m", "1b", "7b"])
     parser.add_argument("--compile", metavar="TOPOLOGY", help="also compile every arm for this slice")
-    parser.add_argument("--arm", nargs="+", default=list(memory_benchmark.ARMS), choices=list(memory_benchmark.ARMS))
+    arms = list(memory_benchmark.ARMS)
+    parser.add_argument("--arm", nargs="+", default=arms, choices=arms, help="these arms alone")
     options = parser.parse_args()
     where = topology.parse(options.compile) if options.compile else None
     header = ["arm", "M parameters", "weights GB", "optimizer GB", "both GB", "in the paper GB", "step GB, one chip"]
+    if where:
+        header.append(f"step GiB, {where.name}")
     for size in options.size:
         print(f"\n{size}\n")
-        print(
-            reporting.table([header + ([f"step GiB, {where.name}"] if where else []), *rows(size, where, options.arm)])
-        )
+        print(reporting.table([header, *rows(size, where, options.arm)]))
     return 0
 
 

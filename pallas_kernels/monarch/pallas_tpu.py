@@ -221,11 +221,11 @@ def backward(
 
 def forward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:
     """Bytes of VMEM that the forward kernel needs: its blocks, the resident weights, values between the products."""
-    mixing = (
-        sizes.tokens * w2.shape[0] * w2.shape[1] * (jnp.dtype(dtype).itemsize + 4)
-    )  # y before its order is canonical
-    values = _value_bytes(dtype, w1, w2, sizes.tokens, sizes.groups) + (mixing if sizes.groups == 1 else 0)
-    return _weight_bytes(dtype, w1, w2, sizes.groups, 0) + values
+    needed = _weight_bytes(dtype, w1, w2, sizes.groups, 0) + _value_bytes(dtype, w1, w2, sizes.tokens, sizes.groups)
+    if sizes.groups > 1:
+        return needed
+    # one group may make the canonical order, for which it has all of y twice: as computed, and mixed in float32
+    return needed + sizes.tokens * w2.shape[0] * w2.shape[1] * (jnp.dtype(dtype).itemsize + 4)
 
 
 def backward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:

@@ -55,7 +55,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, one_device: dict[str, str]) 
 
 
 def claim(out: Path, cache: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", "-m", "recipes.sltrain", "claim", "--seeds", "1", "--workers", "1"]
+    command = [sys.executable, "-u", "-m", "recipes.sltrain", "claim", "--seeds", "2", "--workers", "1"]
     command += ["rates=(0.003,)", "stddevs=(0.02,)"]
     return subprocess.Popen(
         [*command, "--out", str(out), *TINY], cwd=ROOT, env=os.environ | cache, text=True, stdout=-1, stderr=-1
@@ -80,14 +80,14 @@ def test_a_claim_killed_and_typed_again_says_what_an_uninterrupted_one_says(tmp_
 
     killed = claim(tmp_path / "killed", cache)
     for line in killed.stdout or ():
-        if "[  2/5]" in line:
+        if "[  4/10]" in line:
             killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "claim.json").exists()
     again = claim(tmp_path / "killed", cache)
     printed, errors = again.communicate()
     assert again.returncode == 0, errors
-    assert "[  2/5]" not in printed  # trial 2 was kept
+    assert "[  4/10]" not in printed  # trial 4 was kept
     assert content(tmp_path / "killed") == content(tmp_path / "whole")
 
     found = content(tmp_path / "whole")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
@@ -176,7 +177,10 @@ def test_fixed_arrays_never_change_and_have_no_moments():
         np.testing.assert_array_equal(a, b)
 
 
-def test_probe_leaves_the_state_alone_and_run_gives_it_up():
+def test_probe_leaves_the_state_alone_and_run_gives_it_up(monkeypatch):
+    if "fusion_emitters" in os.environ["XLA_FLAGS"]:  # the tests' quick compiler rounds the two programs differently
+        ordinary = functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True})
+        monkeypatch.setattr(jax, "jit", ordinary)
     step, state = make_step(loss, adam(), clip=0.5), fresh()
     batch = put_batch(next(batches()), None)
     before = jax.tree.map(np.array, state)  # a view would keep the arrays from being given up
@@ -186,10 +190,8 @@ def test_probe_leaves_the_state_alone_and_run_gives_it_up():
     ran, again = step.run(state, batch)
     assert state.trainable["embedding"].is_deleted() and not probed.trainable["embedding"].is_deleted()
     assert float(metrics["loss"]) == float(again["loss"])
-    for a, b in zip(
-        jax.tree.leaves(probed), jax.tree.leaves(ran), strict=True
-    ):  # two programs: one gives its memory up
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(probed), jax.tree.leaves(ran), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
