@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from jaxpt.interop.names import Piece
@@ -25,6 +25,7 @@ class Family:
     prefix: what the names lack where a model was saved without its head.
     headless: whether a configuration is such a model.
     ignored: endings of tensors that say nothing.
+    aliases: other beginnings of names, and what they are in the table.
     """
 
     model_type: str
@@ -35,6 +36,7 @@ class Family:
     prefix: str = ""
     headless: Callable[[Any], bool] = lambda cfg: False
     ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def spec(self, cfg: Config) -> Any:
         """The spec tree of a configuration."""
