@@ -1,4 +1,4 @@
-"""Hugging Face model folders in and out: config.json and safetensors, for LLaMA, GPT-2, GPT-NeoX, BERT, ELECTRA and DeBERTa.
+"""Hugging Face model folders in and out: config.json and safetensors, of the architectures in `FAMILIES`.
 
     model = hugging_face.load(folder)                              # model.params, model.cfg, model.settings
     logits = decoder.apply(model.params, ids, model.cfg)
@@ -104,8 +104,7 @@ def save(
         {"dtype": formats[0], "torch_dtype": formats[0]} if len(formats) == 1 else {}
     )  # names of transformers 5 and 4
     ids = {} if vocabulary is None else _special_ids(vocabulary)
-    defaults = {} if cfg.learned_positions else {"max_position_embeddings": 2048}  # ours have none where they rotate
-    write_json(folder / CONFIG, {**defaults, **(settings or {}), **dtype, **ids, **described})
+    write_json(folder / CONFIG, {**chosen.defaults, **(settings or {}), **dtype, **ids, **described})
     if vocabulary is not None:
         _save_tokenizer(folder, vocabulary)
 

@@ -27,6 +27,7 @@ from jaxpt.core.spec import ArraySpec, normal
 from jaxpt.core.types import Array, Float, Params
 from jaxpt.layers import norms
 from jaxpt.layers.block import Score
+from jaxpt.layers.positions import skew
 
 TERMS = 3
 
@@ -122,10 +123,3 @@ def position_scores(
     content_to_position = skew(jnp.einsum("bsgmk,rgk->bgmsr", grouped, k_relative, **in_float32), t)
     position_to_content = skew(jnp.einsum("btgk,rgmk->bgmtr", k, of_group, **in_float32), s)
     return (content_to_position + position_to_content.swapaxes(-1, -2)).reshape(b, h, s, t)
-
-
-def skew(x: Float[Array, "*B S N"], columns: int) -> Float[Array, "*B S T"]:
-    """[..., i, j] is x[..., i, j - i + S - 1] for j < columns = N - S + 1: diagonals become columns, by a reshape."""
-    *lead, s, n = x.shape
-    flat = jnp.pad(x, [(0, 0)] * (len(lead) + 1) + [(0, 1)]).reshape(*lead, s * (n + 1))
-    return flat[..., s - 1 : s - 1 + s * n].reshape(*lead, s, n)[..., :columns]

@@ -12,7 +12,7 @@ import pytest
 
 from jaxpt import weights
 from jaxpt.core import spec as specs
-from jaxpt.layers import block, disentangled, masks
+from jaxpt.layers import block, disentangled, masks, positions
 from jaxpt.layers.disentangled import Disentangled, log_bucket
 
 WIDTH, HEADS, S = 8, 2, 20
@@ -98,7 +98,7 @@ def test_attention_is_the_formula_in_loops(attention, parts):
 
 def test_skewed_rows_are_diagonals():
     x = jnp.arange(2 * 3 * 7.0).reshape(2, 3, 7)  # S = 3, N = 7, so T = 5
-    found = disentangled.skew(x, 5)
+    found = positions.skew(x, 5)
     for i in range(3):
         for j in range(5):
             np.testing.assert_array_equal(found[:, i, j], x[:, i, j - i + 2])
