@@ -32,13 +32,14 @@ from jaxpt.data.vocabularies import Vocabulary
 from jaxpt.evaluate.classification import METRICS, Example, Task, labels
 from jaxpt.evaluate.report import Report
 from jaxpt.evaluate.scoring import LENGTHS
-from jaxpt.models import decoder
+from jaxpt.models import decoder, encoder
 from jaxpt.objectives.base import Losses
 from jaxpt.optim.schedules import warmup_linear
 from jaxpt.training import state as states
 from jaxpt.training.step import Batch, Step, make_step
 
 VERSION = 1  # of the procedure
+BELOW = ("embedding", "positions", "token_types", "projection", "relative")  # the first layer; beginnings of names
 Features = Callable[[Params, Batch], Float[Array, "B D"]]
 Encode = Callable[[Example], tuple[list[int], list[int]]]  # token ids and token types (0 first text, 1 second)
 
@@ -148,6 +149,16 @@ def decoder_features(cfg: decoder.Config) -> Features:
         hidden = decoder.hidden_states(params, batch["inputs"], cfg, segments=batch["segment_ids"]).final
         last = batch["segment_ids"].sum(-1) - 1
         return jnp.take_along_axis(hidden, last[:, None, None], 1)[:, 0]
+
+    return features
+
+
+def encoder_features(cfg: encoder.Config) -> Features:
+    """The final state of the first token of each text, [CLS]."""
+
+    def features(params: Params, batch: Batch) -> Float[Array, "B D"]:
+        types = {"token_types": batch["token_types"]} if cfg.token_types else {}
+        return encoder.apply(params, batch["inputs"], cfg, segments=batch["segment_ids"], **types)[:, 0]
 
     return features
 
@@ -273,7 +284,7 @@ def _by_depth(decay: float) -> optax.GradientTransformation:
         if path.startswith("model/blocks/"):
             depth = layers - jnp.arange(layers)
             return decay ** depth.reshape(-1, *(1,) * (x.ndim - 1))
-        below = path.startswith(("model/embedding", "model/positions"))
+        below = path.startswith(tuple(f"model/{name}" for name in BELOW))
         return jnp.asarray(decay ** (layers + 1 if below else 0))
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:

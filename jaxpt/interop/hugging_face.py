@@ -1,4 +1,4 @@
-"""Hugging Face model folders in and out: config.json and safetensors, for LLaMA, GPT-2, GPT-NeoX and BERT.
+"""Hugging Face model folders in and out: config.json and safetensors, of the architectures in `FAMILIES`.
 
     model = hugging_face.load(folder)                              # model.params, model.cfg, model.settings
     logits = decoder.apply(model.params, ids, model.cfg)
@@ -25,7 +25,7 @@ from jaxpt.data.vocabularies import MANIFEST, ByteVocabulary, HFVocabulary, Voca
 from jaxpt.data.vocabularies import load as load_any
 from jaxpt.interop.families import FAMILIES
 from jaxpt.interop.families.base import Config, Family
-from jaxpt.interop.names import from_state, to_state
+from jaxpt.interop.names import Renamed, from_state, to_state
 from jaxpt.interop.safetensors_files import SafetensorsState, open_folder, write_folder
 from jaxpt.interop.settings import Settings, read_json
 
@@ -58,10 +58,11 @@ def load(folder: str | Path, *, dtype: str | None = None, mesh: Mesh | None = No
         raise DataError(f"{folder} is not a folder; give one with {CONFIG} and model.safetensors")
     settings = Settings(read_json(folder / CONFIG), str(folder / CONFIG))
     family = _family(settings)
-    with open_folder(folder) as state:
+    with open_folder(folder) as stored:
+        state = Renamed(stored, family.aliases)
         try:
             cfg = family.read(settings, set(state.names))
-            cfg = dataclasses.replace(cfg, param_dtype=dtype or _stored_dtype(state, folder))
+            cfg = dataclasses.replace(cfg, param_dtype=dtype or _stored_dtype(stored, folder))
             spec = family.spec(cfg)
         except DataError:
             raise
@@ -103,8 +104,7 @@ def save(
         {"dtype": formats[0], "torch_dtype": formats[0]} if len(formats) == 1 else {}
     )  # names of transformers 5 and 4
     ids = {} if vocabulary is None else _special_ids(vocabulary)
-    defaults = {} if cfg.learned_positions else {"max_position_embeddings": 2048}  # ours have none where they rotate
-    write_json(folder / CONFIG, {**defaults, **(settings or {}), **dtype, **ids, **described})
+    write_json(folder / CONFIG, {**chosen.defaults, **(settings or {}), **dtype, **ids, **described})
     if vocabulary is not None:
         _save_tokenizer(folder, vocabulary)
 

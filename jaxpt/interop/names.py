@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -125,6 +126,33 @@ class Arrays:
 
     def read(self, name: str) -> np.ndarray:
         return self.arrays[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+    """A `State` some of whose names begin in another way; one that would collide keeps its own name."""
+
+    state: State
+    beginnings: Mapping[str, str]
+
+    @functools.cached_property
+    def _inner(self) -> dict[str, str]:
+        own, found = set(self.state.names), {}
+        for name in own:
+            old = next((old for old in self.beginnings if name.startswith(old)), None)
+            other = name if old is None else self.beginnings[old] + name.removeprefix(old)
+            found[name if other in own else other] = name
+        return found
+
+    @property
+    def names(self) -> Iterable[str]:
+        return self._inner
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.state.shape(self._inner[name])
+
+    def read(self, name: str) -> np.ndarray:
+        return self.state.read(self._inner[name])
 
 
 def from_state(

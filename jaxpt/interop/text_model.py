@@ -80,7 +80,7 @@ def _from_folder(folder: Path, dtype: str) -> TextModel:
 
 def _text_model(name: str, model: Model, vocabulary: Vocabulary, template: chat.ChatML | None) -> TextModel:
     if not isinstance(model.cfg, decoder.Config):
-        raise DataError(f"{name} is an encoder, which does not generate text")
+        raise DataError(f"{name} is no decoder: only those are loaded as text models")
     if vocabulary.size > model.cfg.vocab_size:
         raise DataError(f"{name} has {vocabulary.size} tokens for a model of {model.cfg.vocab_size}")
     named = map(vocabulary.token_id, EOS_NAMES) if isinstance(vocabulary, HFVocabulary) else ()

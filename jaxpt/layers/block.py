@@ -23,9 +23,9 @@ from jaxpt.layers.masks import Mask
 from jaxpt.layers.mlp import gated, mlp
 from jaxpt.sharding import constrain
 
-Score = Callable[
-    [Array, Array, Params], Array
-]  # (q [B S H K], k [B T G K], attention parameters) -> bias [B|1, H|1, S, T]
+# (q [B S H K], k [B T G K], attention parameters of the layer) -> bias [B|1, H|1, S, T], added to the scaled logits.
+# One with tables of its own is a closure over them, made in each call by the model that holds them (`disentangled.score`).
+Score = Callable[[Array, Array, Params], Array]
 Hook = Callable[
     [str, Array, Array, Params], Array
 ]  # (site, sublayer input, sublayer output, block parameters) -> output
@@ -84,13 +84,28 @@ class BlockConfig:
 
 
 @struct.dataclass
+class Memory:
+    """What cross-attention reads: states [B, T, D], None where each block holds its keys and values; and who sees which."""
+
+    states: Float[Array, "B T D"] | None
+    mask: Mask
+
+
+@struct.dataclass
 class Context:
-    """What one call of a stack of blocks sees, shared by its layers."""
+    """What one call of a stack of blocks sees, shared by its layers.
+
+    Attributes:
+      scale: of the attention logits; 1/sqrt(K) where None. It goes with a score that adds terms of the same size.
+      memory: for blocks with cross-attention.
+    """
 
     mask: Mask
     positions: Int[Array, "B S"]
     score: Score | None = static(default=None)
     hook: Hook | None = static(default=None)
+    scale: float | None = static(default=None)
+    memory: Memory | None = None
 
 
 @struct.dataclass
@@ -123,8 +138,8 @@ def linear_spec(
     return p
 
 
-def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks") -> Params:
-    """The spec of a block, or with `stack` of a stack of blocks."""
+def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks", *, cross: bool = False) -> Params:
+    """The spec of a block, or with `stack` of a stack of blocks; with `cross`, attention to a memory in the middle."""
     embed, ffn = ("embed", cfg.width), ("mlp", cfg.ffn)
     q, kv = ("heads", cfg.heads * cfg.per_head), ("kv_heads", cfg.groups * cfg.per_head)
 
@@ -135,18 +150,26 @@ def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks") ->
     feed_forward = {"up": (ffn, embed), "down": (embed, ffn)} | (
         {"gate": (ffn, embed)} if gated(cfg.activation) else {}
     )
-    return {
-        "attention_norm": norms.spec(cfg.norm, cfg.width, stack, cfg.param_dtype),
-        "attention": {name: lin(f"attention/{name}", *shape) for name, shape in attention.items()},
-        "mlp_norm": norms.spec(cfg.norm, cfg.width, stack, cfg.param_dtype),
-        "mlp": {name: lin(f"mlp/{name}", *shape) for name, shape in feed_forward.items()},
-    }
+    sublayers = {"attention": attention} | ({"cross": attention} if cross else {}) | {"mlp": feed_forward}
+    tree: dict[str, Any] = {}
+    for sublayer, linears in sublayers.items():
+        tree[f"{sublayer}_norm"] = norms.spec(cfg.norm, cfg.width, stack, cfg.param_dtype)
+        tree[sublayer] = {name: lin(f"{sublayer}/{name}", *shape) for name, shape in linears.items()}
+    return tree
 
 
 def block(
-    x: Float[Array, "B S D"], p: Params, cfg: BlockConfig, context: Context, cache: Cache | None = None
+    x: Float[Array, "B S D"],
+    p: Params,
+    cfg: BlockConfig,
+    context: Context,
+    cache: Cache | None = None,
+    source: Float[Array, "B S D"] | None = None,
 ) -> tuple[Float[Array, "B S D"], Cache | None]:
     """One block. Returns the residual stream, and the cache with this call's keys and values if one was given.
+
+    Args:
+      source: another residual stream, at the same positions, that gives self-attention its keys and values.
 
     Raises:
       ValueError: parallel_residual and post_norm together.
@@ -165,21 +188,29 @@ def block(
 
     x = constrain(x, "batch", "sequence", "features")
     inner = before(x, "attention_norm")
-    y, cache = self_attention(inner, p["attention"], cfg, context, cache)
+    source = None if source is None else before(source, "attention_norm")
+    y, cache = self_attention(inner, p["attention"], cfg, context, cache, source)
     after_attention = after(x + adapt("attention", inner, y), "attention_norm")
+    if "cross" in p:
+        inner = before(after_attention, "cross_norm")
+        y = cross_attention(inner, p, cfg, context)
+        after_attention = after(after_attention + adapt("cross", inner, y), "cross_norm")
     inner = before(x if cfg.parallel_residual else after_attention, "mlp_norm")
     x = after(after_attention + adapt("mlp", inner, mlp(inner, p["mlp"], cfg.activation)), "mlp_norm")
     return constrain(x, "batch", "sequence", "features"), cache
 
 
 def self_attention(
-    x: Float[Array, "B S D"], p: Params, cfg: BlockConfig, context: Context, cache: Cache | None = None
+    x: Float[Array, "B S D"],
+    p: Params,
+    cfg: BlockConfig,
+    context: Context,
+    cache: Cache | None = None,
+    source: Float[Array, "B S D"] | None = None,
 ) -> tuple[Float[Array, "B S D"], Cache | None]:
-    """Multi-head attention with grouped key/value heads over x, and over the cached tokens before it."""
-    b, s, _ = x.shape
-    q = weights.linear(x, p["query"]).reshape(b, s, cfg.heads, cfg.per_head)
-    k = weights.linear(x, p["key"]).reshape(b, s, cfg.groups, cfg.per_head)
-    v = weights.linear(x, p["value"]).reshape(b, s, cfg.groups, cfg.per_head)
+    """Multi-head attention with grouped key/value heads over x (or `source`), and over the cached tokens before it."""
+    q = _heads(x, p["query"], cfg.heads)
+    k, v = keys_and_values(x if source is None else source, p, cfg)
     if cfg.rotary_fraction:
         q = positions.rotary(q, context.positions, cfg.rotary_base, cfg.rotary_fraction)
         k = positions.rotary(k, context.positions, cfg.rotary_base, cfg.rotary_fraction)
@@ -192,5 +223,36 @@ def self_attention(
         )
         k, v = cache.k.astype(q.dtype), cache.v.astype(q.dtype)
     bias = None if context.score is None else context.score(q, k, p)
-    out = dot_product_attention(q, k, v, context.mask, bias=bias, implementation=cfg.attention)
-    return weights.linear(out.reshape(b, s, cfg.heads * cfg.per_head), p["out"]), cache
+    out = dot_product_attention(q, k, v, context.mask, bias=bias, scale=context.scale, implementation=cfg.attention)
+    return weights.linear(out.reshape(*x.shape[:2], -1), p["out"]), cache
+
+
+def cross_attention(x: Float[Array, "B S D"], p: Params, cfg: BlockConfig, context: Context) -> Float[Array, "B S D"]:
+    """Attention of x to the context's memory, without positions: its two stacks count from different places.
+
+    Args:
+      p: the block's parameters: "cross", and "memory" where its keys and values were computed before (`with_memory`).
+
+    Raises:
+      ValueError: there is no memory.
+    """
+    if context.memory is None:
+        raise ValueError("this block has cross-attention; its context needs a memory")
+    q = _heads(x, p["cross"]["query"], cfg.heads)
+    if context.memory.states is None:
+        k, v = (t.astype(q.dtype) for t in p["memory"])
+    else:
+        k, v = keys_and_values(context.memory.states, p["cross"], cfg)
+    out = dot_product_attention(q, k, v, context.memory.mask, scale=context.scale, implementation=cfg.attention)
+    return weights.linear(out.reshape(*x.shape[:2], -1), p["cross"]["out"])
+
+
+def keys_and_values(
+    x: Float[Array, "B T D"], p: Params, cfg: BlockConfig
+) -> tuple[Float[Array, "B T G K"], Float[Array, "B T G K"]]:
+    """Keys and values of x by the attention parameters `p`."""
+    return _heads(x, p["key"], cfg.groups), _heads(x, p["value"], cfg.groups)
+
+
+def _heads(x: Float[Array, "B S D"], p: Params, heads: int) -> Float[Array, "B S H K"]:
+    return weights.linear(x, p).reshape(*x.shape[:2], heads, -1)

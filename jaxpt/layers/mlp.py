@@ -1,4 +1,4 @@
-"""Feed-forward layers: SwiGLU (arXiv 2002.05202) and the two-matrix GELU of GPT-2 and GPT-NeoX."""
+"""Feed-forward layers: SwiGLU and GEGLU (arXiv 2002.05202), and the two-matrix ones of GPT-2, GPT-NeoX and the first T5."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jaxpt.weights import linear
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "swiglu": jax.nn.silu,
     "geglu": functools.partial(jax.nn.gelu, approximate=False),
+    "geglu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
@@ -24,7 +25,7 @@ def gated(activation: str) -> bool:
     """Whether the activation multiplies a second projection, "gate"."""
     if activation not in ACTIVATIONS:
         raise nearest_error("activation", activation, ACTIVATIONS)
-    return activation in ("swiglu", "geglu")
+    return activation in ("swiglu", "geglu", "geglu_tanh")
 
 
 def mlp(x: Float[Array, "B S D"], p: Params, activation: str) -> Float[Array, "B S D"]:

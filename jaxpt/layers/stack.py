@@ -44,6 +44,13 @@ class Hidden(NamedTuple):
     cache: Cache | None
 
 
+def empty_cache(cfg: StackConfig, batch: int, length: int) -> Cache:
+    """A cache for `length` tokens of `batch` rows."""
+    shape = (cfg.layers, batch, length, cfg.groups, cfg.per_head)
+    k, v = jnp.zeros(shape, cfg.compute_dtype), jnp.zeros(shape, cfg.compute_dtype)  # two, so that both can be donated
+    return Cache(k, v, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+
+
 def run(
     blocks: Params,
     x: Float[Array, "B S D"],

@@ -10,15 +10,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Bool, Float, Int, Key, Params, PRNGKeyArray
-from jaxpt.layers import masks
+from jaxpt.layers import masks, stack
 from jaxpt.layers.block import Cache
 from jaxpt.models import decoder
+
+State = TypeVar("State")  # a cache, and what else the next token depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +50,7 @@ def empty_cache(cfg: decoder.Config, batch: int, length: int) -> Cache:
     """
     if 0 < cfg.learned_positions < length:
         raise ValueError(f"{length} tokens (prompt and new) asked for, but learned_positions={cfg.learned_positions}")
-    shape = (cfg.layers, batch, length, cfg.groups, cfg.per_head)
-    k, v = jnp.zeros(shape, cfg.compute_dtype), jnp.zeros(shape, cfg.compute_dtype)  # two, so that both can be donated
-    return Cache(k, v, jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+    return stack.empty_cache(cfg, batch, length)
 
 
 def extend(
@@ -127,17 +129,39 @@ def generate(
       valid: [B, S], False at left padding of shorter prompts.
       key: row i draws token t from fold(key, i, t).
     """
-    sampling = sampling or Sampling()
-    rows = jax.vmap(lambda i: fold(key, i))(jnp.arange(prompts.shape[0]))
     cache = empty_cache(cfg, prompts.shape[0], prompts.shape[1] + steps)
     first, cache = extend(params, prompts, cfg, cache, valid)
+    return draw(
+        lambda ids, cache: extend(params, ids, cfg, cache),
+        first[:, -1], cache, key=key, steps=steps, sampling=sampling or Sampling(), stop_id=stop_id,
+    )  # fmt: skip
 
-    def one(carry: tuple[Array, Cache, Array], t: Array) -> tuple[tuple[Array, Cache, Array], Array]:
+
+def draw(
+    extend: Callable[[Array, State], tuple[Array, State]],
+    scores: Float[Array, "B V"],
+    cache: State,
+    *,
+    key: PRNGKeyArray,
+    steps: int,
+    sampling: Sampling,
+    stop_id: int,
+) -> Int[Array, "B N"]:
+    """`steps` tokens a row, one after the other; after `stop_id` a row repeats it.
+
+    Args:
+      extend: (tokens [B, 1], cache) -> (logits [B, 1, V] of the next, the cache with the tokens in it).
+      scores: logits of the first token.
+      key: row i draws token t from fold(key, i, t).
+    """
+    rows = jax.vmap(lambda i: fold(key, i))(jnp.arange(scores.shape[0]))
+
+    def one(carry: tuple[Array, State, Array], t: Array) -> tuple[tuple[Array, State, Array], Array]:
         scores, cache, done = carry
         token = sample(scores, jax.vmap(lambda k: fold(k, t))(rows), sampling)
         token = jnp.where(done, stop_id, token)
-        scores, cache = extend(params, token[:, None], cfg, cache)
+        scores, cache = extend(token[:, None], cache)
         return (scores[:, -1], cache, done | (token == stop_id)), token
 
-    start = (first[:, -1], cache, jnp.zeros(prompts.shape[0], bool))
+    start = (scores, cache, jnp.zeros(scores.shape[0], bool))
     return jax.lax.scan(one, start, jnp.arange(steps))[1].T

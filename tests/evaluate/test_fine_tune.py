@@ -15,8 +15,8 @@ from jaxpt.data.documents import DataError, Document
 from jaxpt.data.vocabularies import ByteVocabulary
 from jaxpt.evaluate import classification as c
 from jaxpt.evaluate import lexicon
-from jaxpt.evaluate.fine_tune import Grid, _by_depth, decoder_features, fine_tune, sequence_encoder
-from jaxpt.models import decoder
+from jaxpt.evaluate.fine_tune import Grid, _by_depth, decoder_features, encoder_features, fine_tune, sequence_encoder
+from jaxpt.models import decoder, encoder
 
 CFG = decoder.Config(vocab_size=259, width=16, heads=2, ffn=16, layers=1)
 ENCODE = sequence_encoder(ByteVocabulary(), 16)
@@ -83,12 +83,17 @@ def test_a_number_is_regressed_and_the_tanh_head_works():
 
 def test_layer_decay_scales_by_depth():
     tree = {
-        "model": {"embedding": jnp.ones(2), "blocks": {"x": jnp.ones((3, 2))}, "final_norm": jnp.ones(1)},
+        "model": {
+            "embedding": jnp.ones(2),
+            "relative": {"table": jnp.ones(1)},
+            "blocks": {"x": jnp.ones((3, 2))},
+            "final_norm": jnp.ones(1),
+        },
         "head": jnp.ones(1),
     }
     found = _by_depth(0.5).update(tree, None)[0]
     assert found["model"]["blocks"]["x"][:, 0].tolist() == [0.125, 0.25, 0.5]
-    assert found["model"]["embedding"].tolist() == [0.0625] * 2
+    assert found["model"]["embedding"].tolist() == [0.0625] * 2 and found["model"]["relative"]["table"] == 0.0625
     assert found["head"].tolist() == found["model"]["final_norm"].tolist() == [1]
     with pytest.raises(ValueError, match='layers stacked under "blocks"'):
         _by_depth(0.5).update({"head": jnp.ones(1)}, None)
@@ -100,6 +105,18 @@ def test_features_are_those_of_the_last_token_and_padding_does_not_matter():
     found = decoder_features(CFG)(params(), batch)
     alone = decoder.hidden_states(params(), ids[:1, :4], CFG).final[0, -1]
     np.testing.assert_allclose(found[0], alone, rtol=1e-5)
+
+
+def test_features_of_an_encoder_are_those_of_the_first_token_and_padding_does_not_matter():
+    cfg = encoder.Config(vocab_size=9, width=16, heads=2, ffn=16, layers=1, learned_positions=8)
+    params = encoder.init(jax.random.key(0), cfg)
+    ids, types = jnp.array([[2, 5, 6, 1, 0, 0], [2, 5, 6, 7, 8, 1]]), jnp.array([[0, 0, 1, 1, 0, 0]] * 2)
+    batch = {"inputs": ids, "segment_ids": (ids > 0).astype(jnp.int32), "token_types": types}
+    found = encoder_features(cfg)(params, batch)
+    alone = encoder.apply(params, ids[:1, :4], cfg, token_types=types[:1, :4])[0, 0]
+    np.testing.assert_allclose(found[0], alone, rtol=1e-5)
+    without = dataclasses.replace(cfg, token_types=0)  # the batch's types mean nothing to it
+    assert encoder_features(without)(encoder.init(jax.random.key(0), without), batch).shape == (2, 16)
 
 
 def test_pairs_are_framed_and_the_longer_text_is_cut():

@@ -15,33 +15,45 @@ from safetensors.numpy import load_file, save_file
 
 from jaxpt import weights
 from jaxpt.core import trees
+from jaxpt.data.documents import DataError
 from jaxpt.data.vocabularies import ByteVocabulary, train_bpe
 from jaxpt.interop import hugging_face
-from jaxpt.models import decoder, encoder
+from jaxpt.layers.disentangled import Disentangled
+from jaxpt.models import decoder, encoder, encoder_decoder
 from jaxpt.sharding import MeshConfig, make_mesh
 
 DECODERS = ["decoder_llama", "decoder_llama_tied", "decoder_gpt2", "decoder_neox_parallel", "decoder_neox_sequential"]
-ALL = [*DECODERS, "encoder_bert"]
+ENCODERS = [
+    "encoder_bert", "encoder_electra_generator", "encoder_electra_discriminator", "encoder_deberta",
+    "encoder_deberta_absolute",
+]  # fmt: skip
+ALL = [*DECODERS, *ENCODERS, "t5_1_0", "t5_1_1"]
 SMALL = decoder.Config(vocab_size=300, layers=3, width=16, heads=4, kv_heads=2, ffn=24, initializer_stddev=0.3)
 IDS = jnp.asarray(np.random.default_rng(0).integers(0, 300, (2, 9)))
 
 
 def outputs(model, ids=None, arrays=None):
-    """Logits of a decoder, masked-token logits of an encoder."""
+    """Logits of a decoder, masked-token logits of an encoder, replacement logits of a discriminator."""
     ids = jnp.asarray(arrays["ids"]) if ids is None else ids
     if isinstance(model.cfg, decoder.Config):
         return np.asarray(jax.jit(lambda p: decoder.apply(p, ids, model.cfg))(model.params))
-    given = {k: jnp.asarray(arrays[v]) for k, v in (("token_types", "token_types"), ("segments", "real"))}
+    if isinstance(model.cfg, encoder_decoder.Config):
+        targets, segments = jnp.asarray(arrays["targets"]), jnp.asarray(arrays["real"])
+        run = jax.jit(lambda p: encoder_decoder.apply(p, ids, targets, model.cfg, segments=segments))
+        return np.asarray(run(model.params))
+    names = (("token_types", "token_types"), ("segments", "real"))
+    given = {k: jnp.asarray(arrays[v]) for k, v in names if v != "token_types" or model.cfg.token_types}
+    head = encoder.mlm_logits if model.cfg.mlm_head else encoder.rtd_logits
 
     def run(p):
-        return encoder.mlm_logits(p, encoder.apply(p, ids, model.cfg, **given), model.cfg)
+        return head(p, encoder.apply(p, ids, model.cfg, **given), model.cfg)
 
     return np.asarray(jax.jit(run)(model.params))
 
 
 @functools.cache
 def random_params(cfg):
-    model = encoder if isinstance(cfg, encoder.Config) else decoder
+    model = next(m for m in (decoder, encoder, encoder_decoder) if isinstance(cfg, m.Config))
     return jax.jit(lambda key: model.init(key, cfg))(jax.random.key(0))
 
 
@@ -54,7 +66,9 @@ def test_a_folder_gives_the_recorded_logits(golden_folder, name):
     """The configuration is read from config.json alone."""
     folder, arrays = golden_folder(name)
     found = outputs(hugging_face.load(folder), arrays=arrays)
-    real = arrays.get("real", np.ones(found.shape[:2])).astype(bool)
+    padded = "real" in arrays and "targets" not in arrays
+    real = arrays["real"].astype(bool) if padded else np.ones(found.shape[:2], bool)
+    assert np.std(arrays["logits"][real]) > 0.15  # the tolerance means something
     assert np.abs(found - arrays["logits"])[real].max() <= 1e-4
 
 
@@ -141,6 +155,66 @@ def test_bert_without_heads_is_written_as_bertmodel(golden_folder, tmp_path):
     assert again.cfg == cfg and again.settings["architectures"] == ["BertModel"]
 
 
+@pytest.mark.parametrize(("rtd_head", "name"), [("none", "ElectraModel"), ("token", "ElectraForPreTraining")])
+def test_electra_is_written_with_the_head_it_has(tmp_path, rtd_head, name):
+    cfg = dataclasses.replace(FAMILY_OF["electra"], mlm_head=False, rtd_head=rtd_head)
+    hugging_face.save(tmp_path, random_params(cfg), cfg)
+    again = hugging_face.load(tmp_path)
+    assert again.settings["architectures"] == [name] and again.cfg.rtd_head == rtd_head and not again.cfg.mlm_head
+    assert ("electra.embeddings.word_embeddings.weight" in state_of(tmp_path)) == (rtd_head == "token")
+
+
+def test_what_transformers_leaves_out_of_a_deberta_is_read(golden_folder, tmp_path):
+    """The token head under its other name, the replaced-token head, and the decoder's positions; written, they come back."""
+    folder, arrays = golden_folder("encoder_deberta")
+    state, rng = state_of(folder), np.random.default_rng(0)
+    for old, new in (("transform.dense", "dense"), ("transform.LayerNorm", "LayerNorm")):
+        for part in ("weight", "bias"):
+            state[f"lm_predictions.lm_head.{new}.{part}"] = state.pop(f"cls.predictions.{old}.{part}")
+    state["lm_predictions.lm_head.bias"] = state.pop("cls.predictions.bias")
+    for part, shape in (("dense.weight", (32, 32)), ("dense.bias", 32), ("LayerNorm.weight", 32),
+                        ("LayerNorm.bias", 32), ("classifier.weight", (1, 32)), ("classifier.bias", 1)):  # fmt: skip
+        state[f"mask_predictions.{part}"] = rng.normal(size=shape).astype(np.float32)
+    save_file(state, folder / "model.safetensors")
+    model = hugging_face.load(folder)
+    assert model.cfg.rtd_head == "token_and_first" and model.cfg.decoder_positions == 40
+    real = arrays["real"].astype(bool)
+    assert np.abs(outputs(model, arrays=arrays) - arrays["logits"])[real].max() <= 1e-4
+    np.testing.assert_array_equal(model.params["rtd"]["out"]["kernel"].w, state["mask_predictions.classifier.weight"])
+    hugging_face.save(tmp_path / "out", model.params, model.cfg)
+    again = hugging_face.load(tmp_path / "out")
+    assert again.cfg == model.cfg
+    for (path, x), y in zip(trees.leaves_with_path(model.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("deberta", {"conv_kernel_size": 3}, "conv_kernel_size is 3, expected 0 or None"),
+        ("deberta", {"share_att_key": False}, "share_att_key is False, expected True"),
+        ("deberta", {"pos_att_type": ["c2p"]}, "pos_att_type is .'c2p'., expected"),
+        ("deberta", {"norm_rel_ebd": "none"}, "norm_rel_ebd is 'none', expected 'layer_norm'"),
+        ("deberta", {"position_buckets": -1}, "position_buckets is -1, expected a positive integer"),
+        ("deberta", {"max_relative_positions": 4}, "config.json: need buckets >= 2 and max_position"),
+        ("t5_1_1", {"feed_forward_proj": "gated-relu"}, "feed_forward_proj is 'gated-relu', expected one of 'relu'"),
+        ("t5_1_1", {"is_encoder_decoder": False}, "is_encoder_decoder is False, expected True"),
+        ("electra_generator", {"hidden_act": "relu"}, "hidden_act is 'relu', expected 'gelu'"),
+        (
+            "electra_discriminator",
+            {"embedding_size": 32},
+            r"word_embeddings.weight. has shape \(97, 20\), its config asks for \(97, 32\)",
+        ),
+    ],
+)
+def test_variants_that_we_do_not_have_are_refused(golden_folder, name, change, message):
+    folder, _ = golden_folder(name if name.startswith("t5") else f"encoder_{name}")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | change))
+    with pytest.raises(DataError, match=message):
+        hugging_face.load(folder)
+
+
 def test_matrices_of_any_form_are_exported_as_dense_ones(tmp_path):
     cfg = dataclasses.replace(SMALL, weights=(("blocks/mlp/*", weights.LowRank(rank=4)),))
     params = random_params(cfg)
@@ -177,6 +251,17 @@ FAMILY_OF = {
     "bert": encoder.Config(
         vocab_size=300, layers=2, width=16, heads=4, ffn=24, learned_positions=20, mlm_head=True, initializer_stddev=0.3
     ),
+    "electra": encoder.Config(
+        vocab_size=300, layers=2, width=16, heads=4, ffn=24, learned_positions=20, mlm_head=True, embedding_size=12,
+        initializer_stddev=0.3,
+    ),
+    "deberta-v2": encoder.Config(
+        vocab_size=300, layers=2, width=16, heads=4, ffn=24, learned_positions=0, token_types=0, mlm_head=True,
+        norm_eps=1e-7, disentangled=Disentangled(4, 16), projection="before_norm", initializer_stddev=0.3,
+    ),
+    "t5": encoder_decoder.Config(
+        vocab_size=300, layers=2, decoder_layers=3, width=16, heads=4, head_dim=6, ffn=24, relative_buckets=8,
+    ),
 }  # fmt: skip
 
 
@@ -196,12 +281,15 @@ def test_transformers_loads_what_we_export(tmp_path, family):
     cfg = FAMILY_OF[family]
     model = hugging_face.Model(cfg, random_params(cfg), {})
     hugging_face.save(tmp_path, model.params, cfg, vocabulary=train_bpe(["words and more words"] * 9, 300))
-    auto = hf.AutoModelForMaskedLM if family == "bert" else hf.AutoModelForCausalLM
+    auto = {decoder: hf.AutoModelForCausalLM, encoder: hf.AutoModelForMaskedLM}
+    auto = next((v for m, v in auto.items() if isinstance(cfg, m.Config)), hf.AutoModelForSeq2SeqLM)
     theirs, info = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    given = [torch.tensor(np.asarray(IDS))]
     with torch.no_grad():
-        expected = theirs.eval()(torch.tensor(np.asarray(IDS))).logits.numpy()
-    ones = {"token_types": np.zeros(IDS.shape, np.int32), "real": np.ones(IDS.shape, np.int32)}
+        targets = {"decoder_input_ids": given[0]} if family == "t5" else {}
+        expected = theirs.eval()(*given, **targets).logits.numpy()
+    ones = {"token_types": np.zeros(IDS.shape, np.int32), "real": np.ones(IDS.shape, np.int32), "targets": IDS}
     assert np.abs(outputs(model, IDS, ones) - expected).max() <= 1e-4
     tokenizer = hf.AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer("words and more")["input_ids"] == hugging_face.load_vocabulary(tmp_path).encode("words and more")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
 from jaxpt.interop.names import Piece
 from jaxpt.interop.settings import Settings
 from jaxpt.layers.block import BlockConfig
-from jaxpt.models import decoder, encoder
+from jaxpt.models import decoder, encoder, encoder_decoder
 
-Config = decoder.Config | encoder.Config
+MODELS: tuple[Any, ...] = (decoder, encoder, encoder_decoder)
+Config = decoder.Config | encoder.Config | encoder_decoder.Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Family:
     prefix: what the names lack where a model was saved without its head.
     headless: whether a configuration is such a model.
     ignored: endings of tensors that say nothing.
+    aliases: other beginnings of names, and what they are in the table.
+    defaults: keys of a written config.json that no configuration of ours has, and the settings given may replace.
     """
 
     model_type: str
@@ -35,10 +38,12 @@ class Family:
     prefix: str = ""
     headless: Callable[[Any], bool] = lambda cfg: False
     ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def spec(self, cfg: Config) -> Any:
         """The spec tree of a configuration."""
-        return (encoder if isinstance(cfg, encoder.Config) else decoder).spec(cfg)
+        return next(model.spec(cfg) for model in MODELS if isinstance(cfg, model.Config))
 
 
 def linear(theirs: str, ours: str, *, bias: bool) -> list[Piece]:

@@ -47,7 +47,10 @@ def _read(settings: Settings, names: Set[str]) -> encoder.Config:
 
 
 def _write(cfg: encoder.Config) -> dict[str, Any]:
-    require(cfg, "BERT", norm="layer", bias=True, rotary_fraction=0.0, post_norm=True, parallel_residual=False)
+    require(
+        cfg, "BERT", norm="layer", bias=True, rotary_fraction=0.0, post_norm=True, parallel_residual=False,
+        embedding_size=None, rtd_head="none", disentangled=None, decoder_positions=0,
+    )  # fmt: skip
     require_plain_heads(cfg, "BERT")
     activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation), None)
     if activation is None or not cfg.learned_positions or not cfg.token_types:

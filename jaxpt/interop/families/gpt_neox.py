@@ -80,6 +80,6 @@ def _pieces(cfg: decoder.Config) -> list[Piece]:
 
 
 FAMILY = Family(
-    "gpt_neox", decoder.Config, _read, _write, _pieces,
+    "gpt_neox", decoder.Config, _read, _write, _pieces, defaults={"max_position_embeddings": 2048},
     ignored=(".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq", "lm_head.weight"),
 )  # fmt: skip

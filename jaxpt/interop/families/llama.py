@@ -82,5 +82,6 @@ def _pieces(cfg: decoder.Config) -> list[Piece]:
 
 # a head beside tied embeddings is a copy of them
 FAMILY = Family(
-    "llama", decoder.Config, _read, _write, _pieces, prefix="model.", ignored=("rotary_emb.inv_freq", "lm_head.weight")
-)
+    "llama", decoder.Config, _read, _write, _pieces, prefix="model.", defaults={"max_position_embeddings": 2048},
+    ignored=("rotary_emb.inv_freq", "lm_head.weight"),
+)  # fmt: skip
