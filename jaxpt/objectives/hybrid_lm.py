@@ -78,7 +78,7 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict
 
 def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Config) -> Losses:
     """The same of what `corrupt` returns, or of every n-th row of it. loss_masked and loss_causal are the two means."""
-    rows, length = batch["inputs"].shape
+    rows, length = batch["inputs"].shape[:2]
     number = cfg.masked_rows(rows)
     everything = jnp.where(jnp.arange(rows) < number, length, 0)  # a prefix as long as the row is a full mask
     mask = Mask(causal=True, prefix=everything, segments=batch.get("segment_ids"))

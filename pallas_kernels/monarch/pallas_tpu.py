@@ -221,7 +221,9 @@ def backward(
 
 def forward_scratch(dtype: Any, w1: Any, w2: Any, sizes: Sizes) -> int:
     """Bytes of VMEM that the forward kernel needs: its blocks, the resident weights, values between the products."""
-    mixing = sizes.tokens * w2.shape[0] * w2.shape[1] * (jnp.dtype(dtype).itemsize + 4)  # y before its order is canonical
+    mixing = (
+        sizes.tokens * w2.shape[0] * w2.shape[1] * (jnp.dtype(dtype).itemsize + 4)
+    )  # y before its order is canonical
     values = _value_bytes(dtype, w1, w2, sizes.tokens, sizes.groups) + (mixing if sizes.groups == 1 else 0)
     return _weight_bytes(dtype, w1, w2, sizes.groups, 0) + values
 

@@ -207,7 +207,7 @@ def restore(pair: Pair, cfg: SpanCorruption) -> np.ndarray:
     starts = np.flatnonzero((targets > low) & (targets <= cfg.sentinel))
     if len(targets) and (not len(starts) or starts[0]):
         raise ValueError(f"targets must begin with a sentinel, {cfg.sentinel} or below, got {targets[:5].tolist()} ...")
-    pieces = [targets[a:b] for a, b in zip(starts, [*starts[1:], len(targets)], strict=True)]
+    pieces = np.split(targets, starts)[1:]
     spans = {int(piece[0]): piece[1:] for piece in pieces}
     wanted = [int(i) for i in inputs if low < i <= cfg.sentinel]
     if sorted(spans) != sorted(wanted) or len(spans) != len(pieces):
