@@ -35,7 +35,7 @@ MIXTURE = Mixture(modes=(("R", 4), ("S", 5), ("X", 6)), sentinel=31, sentinels=8
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """An objective's module, its config, and the modules' names for what a config without a `model` field is."""
+    """An objective's module, its config, and the module of the model that the config or its `model` describes."""
 
     module: Any
     cfg: Any
@@ -88,8 +88,8 @@ def batch(name):
 
 @functools.cache
 def params(name, dtype="float32"):
-    row = ROWS[name].of_dtype(dtype)
-    return row.model.init(jax.random.key(0), row.model_cfg)
+    row = ROWS[name]
+    return jax.tree.map(lambda x: x.astype(dtype), row.model.init(jax.random.key(0), row.model_cfg))
 
 
 def split(row):

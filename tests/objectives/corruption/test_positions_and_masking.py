@@ -236,7 +236,6 @@ def test_draws_depend_on_key_row_and_position_alone(by):
     cfg, key = Masking(mask_id=4, vocab_size=64, by=by, rate=0.3), jax.random.key(7)
     run = jax.jit(lambda key, batch: masking.mask_batch(key, batch, cfg).inputs)
     whole = run(key, batch)
-    np.testing.assert_array_equal(whole, masking.mask_batch(key, batch, cfg).inputs)  # jit equals eager
     np.testing.assert_array_equal(whole, run(key, batch))
     longer = {name: jnp.pad(x, ((0, 0), (0, 9))) for name, x in batch.items()}
     np.testing.assert_array_equal(run(key, longer)[:, :S], whole)

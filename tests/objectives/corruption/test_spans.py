@@ -162,7 +162,9 @@ def test_tf_data_computes_what_jax_does():
             return mask, *apply_sentinels(ids, mask, None, length, found, sizes(found, S), backend)
 
         kinds = (tf.TensorSpec((2, None), tf.float32), tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.int32))
-        data = tf.data.Dataset.from_generator(lambda rows=rows: iter(rows), output_signature=kinds).map(example)
+        # copies: TensorFlow computes in place in the arrays that a generator gives it
+        copies = [tuple(np.array(x) for x in row) for row in rows]
+        data = tf.data.Dataset.from_generator(lambda copies=copies: iter(copies), output_signature=kinds).map(example)
         for (uniforms, ids, length), theirs in zip(rows, data.as_numpy_iterator(), strict=True):
             mask, pair = on_backend(found, jnp.asarray(uniforms), jnp.asarray(ids), length, backends.JAX)
             for one, two in zip((mask, *pair), theirs, strict=True):
