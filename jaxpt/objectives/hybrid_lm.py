@@ -93,5 +93,5 @@ def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Config) -> Lo
         parts["causal"] = causal_lm.of_hidden(params, hidden[number:], rest, cfg.z_loss)
     metrics = {f"accuracy_{name}": part.metrics["accuracy"] for name, part in parts.items()}
     metrics |= {f"loss_{name}": (part.sums.sum(), part.weights.sum()) for name, part in parts.items()}
-    sums, weights = (jnp.concatenate([part[i] for part in parts.values()]) for i in (0, 1))
-    return Losses(sums, weights, metrics)
+    sums, weights = [part.sums for part in parts.values()], [part.weights for part in parts.values()]
+    return Losses(jnp.concatenate(sums), jnp.concatenate(weights), metrics)

@@ -57,9 +57,9 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict
     """The batch with corrupted inputs; predict_index, predict_labels, predict_weight [B, N]; and its mask_counts, if it has
     them, brought up to date."""
     masked = mask_batch(key, batch, cfg.masking)
-    out = batch | {"inputs": masked.inputs, "predict_index": masked.index, "predict_labels": masked.labels}
+    out = batch | {"inputs": masked.inputs, "predict_index": masked.position, "predict_labels": masked.labels}
     if "mask_counts" in batch:
-        out["mask_counts"] = counted(batch["mask_counts"], masked.index, masked.weight)
+        out["mask_counts"] = counted(batch["mask_counts"], masked.position, masked.weight)
     return out | {"predict_weight": masked.weight}
 
 

@@ -58,9 +58,9 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict
     segments = real_tokens(batch) if batch.get("segment_ids") is None else batch["segment_ids"]
     follows = jnp.pad(segments[:, 1:] == segments[:, :-1], ((0, 0), (1, 0)))
     masked = mask_batch(key, batch, cfg.masking, follows)
-    out = batch | {"inputs": masked.inputs, "predict_index": jnp.maximum(masked.index - 1, 0)}
+    out = batch | {"inputs": masked.inputs, "predict_index": jnp.maximum(masked.position - 1, 0)}
     if "mask_counts" in batch:
-        out["mask_counts"] = counted(batch["mask_counts"], masked.index, masked.weight)
+        out["mask_counts"] = counted(batch["mask_counts"], masked.position, masked.weight)
     return out | {"predict_labels": masked.labels, "predict_weight": masked.weight}
 
 

@@ -44,6 +44,18 @@ def batch(segments=True):
     return whole | ({"segment_ids": jnp.asarray(SEGMENTS)} if segments else {})
 
 
+def logits_of(inputs, segments, prefix, model=CFG):
+    """Of the whole vocabulary at every position, under a full mask where no prefix is given."""
+
+    def run(tree):
+        if model is not CFG:
+            return encoder.mlm_logits(tree, encoder.apply(tree, inputs, BERT, segments=segments), BERT)
+        mask = masks.full(segments) if prefix is None else masks.prefix_lm(prefix, segments)
+        return decoder.apply(tree, inputs, CFG, mask=mask)
+
+    return jax.jit(run)(params(model))
+
+
 def log_p(logits, rows, positions, labels):
     return jax.nn.log_softmax(logits)[rows, positions, labels]
 
@@ -52,12 +64,8 @@ def log_p(logits, rows, positions, labels):
 def test_masked_lm_is_the_negative_log_likelihood_of_the_hidden_tokens(model):
     cfg = masked_lm.Config(model=model, masking=MASKING)
     drawn = masked_lm.corrupt(jax.random.key(0), batch(), cfg)
-    found = masked_lm.of_corrupted(params(model), drawn, cfg)
-    if model is CFG:
-        logits = decoder.apply(params(), drawn["inputs"], CFG, mask=masks.full(drawn["segment_ids"]))
-    else:
-        hidden = encoder.apply(params(BERT), drawn["inputs"], BERT, segments=drawn["segment_ids"])
-        logits = encoder.mlm_logits(params(BERT), hidden, BERT)
+    found = jax.jit(lambda p: masked_lm.of_corrupted(p, drawn, cfg))(params(model))
+    logits = logits_of(drawn["inputs"], drawn["segment_ids"], None, model)
     rows = jnp.arange(B)[:, None]
     each = -log_p(logits, rows, drawn["predict_index"], drawn["predict_labels"]) * drawn["predict_weight"]
     np.testing.assert_allclose(found.sums, each.sum(1), rtol=1e-5)
@@ -68,8 +76,8 @@ def test_masked_lm_is_the_negative_log_likelihood_of_the_hidden_tokens(model):
 
 def test_the_state_before_a_hidden_token_predicts_it():
     drawn = masked_next_token.corrupt(jax.random.key(0), batch(), MNTP)
-    found = masked_next_token.of_corrupted(params(), drawn, MNTP)
-    logits = decoder.apply(params(), drawn["inputs"], CFG, mask=masks.full(drawn["segment_ids"]))
+    found = jax.jit(lambda p: masked_next_token.of_corrupted(p, drawn, MNTP))(params())
+    logits = logits_of(drawn["inputs"], drawn["segment_ids"], None)
     before = np.asarray(drawn["predict_index"])
     valid = np.asarray(drawn["predict_weight"]) > 0
     each = -log_p(logits, jnp.arange(B)[:, None], before, drawn["predict_labels"]) * drawn["predict_weight"]
@@ -131,10 +139,11 @@ def test_a_hybrid_of_one_kind_is_that_kind():
 def test_a_hybrid_is_the_shares_of_two_means():
     """3/4 of the mean over hidden tokens of three rows, 1/4 of the mean over tokens of one, whatever their numbers are."""
     cfg, key = hybrid((3, 4)), jax.random.key(0)
-    found = hybrid_lm.loss(params(), batch(), key, cfg)
+    found = jax.jit(lambda p: hybrid_lm.loss(p, batch(), key, cfg))(params())
     drawn = masked_next_token.corrupt(key, batch(), MNTP)
-    masked = masked_next_token.of_corrupted(params(), {k: x[:3] for k, x in drawn.items()}, MNTP)
-    causal = causal_lm.loss(params(), {k: x[3:] for k, x in batch().items()}, None, CFG)
+    first, rest = {k: x[:3] for k, x in drawn.items()}, {k: x[3:] for k, x in batch().items()}
+    masked = jax.jit(lambda p: masked_next_token.of_corrupted(p, first, MNTP))(params())
+    causal = jax.jit(lambda p: causal_lm.loss(p, rest, None, CFG))(params())
     means = [x.sums.sum() / x.weights.sum() for x in (masked, causal)]
     np.testing.assert_allclose(found.sums.sum() / found.weights.sum(), 0.75 * means[0] + 0.25 * means[1], rtol=1e-5)
     for mean, name in zip(means, ("loss_masked", "loss_causal"), strict=True):
@@ -205,9 +214,9 @@ def mixture(*denoisers):
 
 def test_denoising_is_the_prefix_lm_of_its_rows():
     cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("R", 0.3, 2.0), Denoiser("S", 0.25, None)))
-    drawn = denoising.corrupt(jax.random.key(0), batch(), cfg)
-    found = denoising.of_corrupted(params(), drawn, cfg)
-    logits = decoder.apply(params(), drawn["inputs"], CFG, mask=masks.prefix_lm(drawn["prefix"]))
+    drawn = jax.jit(lambda key: denoising.corrupt(key, batch(), cfg))(jax.random.key(0))
+    found = jax.jit(lambda p: denoising.of_corrupted(p, drawn, cfg))(params())
+    logits = logits_of(drawn["inputs"], None, drawn["prefix"])
     for row in range(B):
         length = int(drawn["segment_ids"][row].sum())
         each = -jax.nn.log_softmax(logits)[row, jnp.arange(length), drawn["labels"][row, :length]]
@@ -221,7 +230,7 @@ def test_denoising_is_the_prefix_lm_of_its_rows():
 
 def test_targets_are_seen_in_order_and_inputs_by_all():
     cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("X", 0.5, 2.0)))
-    drawn = denoising.corrupt(jax.random.key(0), batch(), cfg)
+    drawn = jax.jit(lambda key: denoising.corrupt(key, batch(), cfg))(jax.random.key(0))
     found, size = sensitivity(cfg, denoising, drawn), drawn["inputs"].shape[1]
     at = np.arange(size)
     for row in range(B):
@@ -234,14 +243,12 @@ def test_sequential_denoising_is_causal_where_the_prefix_is_the_mode_token():
     """Of rows of two tokens S hides the second: with one mode and one token before it, plain next-token losses."""
     cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("S", 0.25, None)))
     ids = batch(segments=False)["inputs"][:, :2]
-    found = denoising.loss(params(), {"inputs": ids}, jax.random.key(0), cfg)
+    found = jax.jit(lambda p: denoising.loss(p, {"inputs": ids}, jax.random.key(0), cfg))(params())
     rows = jnp.concatenate([jnp.full((B, 1), 3), ids, jnp.full((B, 1), 1)], 1)
     seen = {"inputs": rows[:, :-1], "labels": rows[:, 1:], "loss_weight": jnp.asarray([[0.0, 1.0, 1.0]] * B)}
-    mask = masks.prefix_lm(jnp.full(B, 2))
-    expected = causal_lm.of_hidden(
-        params(), decoder.hidden_states(params(), seen["inputs"], CFG, mask=mask).final, seen
-    )
-    np.testing.assert_allclose(found.sums, expected.sums, rtol=1e-5)
+    logits = logits_of(seen["inputs"], None, jnp.full(B, 2))
+    each = -jnp.take_along_axis(jax.nn.log_softmax(logits), seen["labels"][..., None], -1)[..., 0]
+    np.testing.assert_allclose(found.sums, (each * seen["loss_weight"]).sum(1), rtol=1e-5)
 
 
 def test_impossible_settings_are_named():

@@ -71,10 +71,10 @@ class Masking:
 
 
 class Masked(NamedTuple):
-    """A row whose tokens `labels` [N] at `index` [N] are hidden; `weight` [N] is 1 where an entry counts, else 0."""
+    """A row whose tokens `labels` [N] at `position` [N] are hidden; `weight` [N] is 1 where an entry counts, else 0."""
 
     inputs: Int[Array, "*B S"]
-    index: Int[Array, "*B N"]
+    position: Int[Array, "*B N"]
     labels: Int[Array, "*B N"]
     weight: Float[Array, "*B N"]
 
@@ -115,9 +115,9 @@ def mask(
         chosen, kinds = positions.of_mask(whole, size), None
     else:
         chosen, kinds = positions.draw(choose, allowed, positions.count(rate, real.sum()), size), None
-    labels = ids[chosen.index]
+    labels = ids[chosen.position]
     inputs = positions.put(ids, chosen, replace(shown, labels, cfg, kinds))
-    return Masked(inputs, chosen.index, labels, chosen.valid.astype(jnp.float32))
+    return Masked(inputs, chosen.position, labels, chosen.valid.astype(jnp.float32))
 
 
 def mask_batch(

@@ -26,7 +26,7 @@ def swap(
     """
     chosen = positions.draw(key, allowed, number, size)  # in random order: the next entry is a random other position
     many = jnp.maximum(chosen.valid.sum(), 1)
-    source = chosen.index[(jnp.arange(size) + 1) % many]
+    source = chosen.position[(jnp.arange(size) + 1) % many]
     return positions.put(ids, chosen, ids[source]), chosen
 
 

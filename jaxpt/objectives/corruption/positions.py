@@ -16,9 +16,9 @@ from jaxpt.core.types import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 
 class Chosen(NamedTuple):
-    """Positions of a row [N], each once, and which of the N entries count. The others hold index 0."""
+    """Positions of a row [N], each once, and which of the N entries count. The others hold 0."""
 
-    index: Int[Array, "*B N"]
+    position: Int[Array, "*B N"]
     valid: Bool[Array, "*B N"]
 
 
@@ -65,9 +65,9 @@ def of_mask(mask: Bool[Array, " S"], size: int) -> Chosen:
 
 def spread(chosen: Chosen, length: int) -> Bool[Array, " S"]:
     """The mask [length] of the chosen positions."""
-    return put(jnp.zeros(length, bool), chosen, jnp.ones(chosen.index.shape, bool))
+    return put(jnp.zeros(length, bool), chosen, jnp.ones(chosen.position.shape, bool))
 
 
 def put(row: Shaped[Array, " S"], chosen: Chosen, values: Shaped[Array, " N"]) -> Shaped[Array, " S"]:
-    """The row with values[n] at index[n], where that is valid."""
-    return row.at[jnp.where(chosen.valid, chosen.index, row.shape[0])].set(values, mode="drop")
+    """The row with values[n] at position[n], where that is valid."""
+    return row.at[jnp.where(chosen.valid, chosen.position, row.shape[0])].set(values, mode="drop")

@@ -48,9 +48,9 @@ def draw(
     number = jnp.floor(real.sum() * rate + jax.random.uniform(fold(key, "number"))).astype(jnp.int32)
     last = jnp.sort(priority)[jnp.clip(number, 1, length) - 1]
     chosen = positions.of_mask((priority <= last) & allowed, size)
-    return chosen, kind[chosen.index]
+    return chosen, kind[chosen.position]
 
 
-def counted(counts: Int[Array, "B S"], index: Int[Array, "B N"], weight: Float[Array, "B N"]) -> Int[Array, "B S"]:
-    """The counts with one more where a token was masked: `index` and `weight` of `masking.Masked`."""
-    return jax.vmap(lambda c, i, w: c.at[i].add(w.astype(c.dtype)))(counts, index, weight)
+def counted(counts: Int[Array, "B S"], position: Int[Array, "B N"], weight: Float[Array, "B N"]) -> Int[Array, "B S"]:
+    """The counts with one more where a token was masked: `position` and `weight` of `masking.Masked`."""
+    return jax.vmap(lambda c, i, w: c.at[i].add(w.astype(c.dtype)))(counts, position, weight)

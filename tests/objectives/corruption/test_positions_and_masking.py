@@ -36,10 +36,10 @@ def drawer(size):
 def test_a_draw_is_exact_distinct_and_allowed(seed, allowed, number, size):
     key, allowed = jax.random.key(seed), jnp.asarray(allowed)
     chosen = drawer(size)(key, allowed, number)
-    found = np.asarray(chosen.index)[np.asarray(chosen.valid)]
+    found = np.asarray(chosen.position)[np.asarray(chosen.valid)]
     assert len(found) == len(set(found.tolist())) == min(number, size, int(allowed.sum()))
     assert np.asarray(allowed)[found].all()
-    assert not np.asarray(chosen.index)[~np.asarray(chosen.valid)].any()
+    assert not np.asarray(chosen.position)[~np.asarray(chosen.valid)].any()
     row = jnp.arange(S) + 100
     after = positions.put(row, chosen, -jnp.ones(size, row.dtype))
     np.testing.assert_array_equal(np.asarray(after) == -1, np.asarray(positions.spread(chosen, S)))
@@ -51,8 +51,8 @@ def test_each_allowed_position_is_as_likely_as_any_other():
     allowed = jnp.arange(S) % 4 != 0
     keys = jax.random.split(jax.random.key(0), 4000)
     chosen = jax.jit(jax.vmap(lambda key: positions.draw(key, allowed, 6, 6)))(keys)
-    counts = np.bincount(np.asarray(chosen.index).ravel(), minlength=S)
-    first = np.bincount(np.asarray(chosen.index[:, 0]), minlength=S)
+    counts = np.bincount(np.asarray(chosen.position).ravel(), minlength=S)
+    first = np.bincount(np.asarray(chosen.position[:, 0]), minlength=S)
     for i in range(S):
         within(counts[i] / 4000, 0.2 if allowed[i] else 0.0, 4000)
         within(first[i] / 4000, 1 / 30 if allowed[i] else 0.0, 4000)
@@ -94,7 +94,7 @@ def test_masked_rows(by):
     before, after = np.asarray(batch["inputs"]), np.asarray(masked.inputs)
     for row in range(64):
         valid = np.asarray(masked.weight[row]) == 1
-        index = np.asarray(masked.index[row])[valid]
+        index = np.asarray(masked.position[row])[valid]
         assert len(set(index.tolist())) == len(index)
         np.testing.assert_array_equal(np.asarray(masked.labels[row])[valid], before[row][index])
         untouched = np.ones(S, bool)
@@ -177,7 +177,7 @@ def test_span_priority_is_the_releases_rule():
             for n, s in (("priority", (S,)), ("kind", (S,)), ("number", ()))
         )
         expected, of_span = by_the_loop(lengths, u, kinds, counts, real, allowed, int(np.floor(36 * rate + more)))
-        found = np.asarray(chosen.index)[np.asarray(chosen.valid)]
+        found = np.asarray(chosen.position)[np.asarray(chosen.valid)]
         np.testing.assert_array_equal(found, np.flatnonzero(expected))
         np.testing.assert_allclose(np.asarray(kind)[np.asarray(chosen.valid)], of_span[found])
 
@@ -212,7 +212,7 @@ def test_counters_even_out_who_is_masked():
     def one_pass(carry, key):
         batch = {"inputs": jnp.full((64, S), 20), "mask_counts": carry}
         masked = masking.mask_batch(key, batch, cfg)
-        return span_priority.counted(carry, masked.index, masked.weight), masked.weight.sum(-1)
+        return span_priority.counted(carry, masked.position, masked.weight), masked.weight.sum(-1)
 
     keys = jax.random.split(jax.random.key(0), 30)
     counts, numbers = jax.jit(lambda: jax.lax.scan(one_pass, jnp.zeros((64, S), jnp.int32), keys))()
