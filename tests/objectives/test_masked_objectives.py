@@ -44,6 +44,11 @@ def batch(segments=True):
     return whole | ({"segment_ids": jnp.asarray(SEGMENTS)} if segments else {})
 
 
+def draw(module, cfg, given):
+    """What the objective draws of a batch, with key 0."""
+    return jax.jit(lambda key: module.corrupt(key, given, cfg))(jax.random.key(0))
+
+
 def logits_of(inputs, segments, prefix, model=CFG):
     """Of the whole vocabulary at every position, under a full mask where no prefix is given."""
 
@@ -63,7 +68,7 @@ def log_p(logits, rows, positions, labels):
 @pytest.mark.parametrize("model", [CFG, BERT], ids=["decoder", "encoder"])
 def test_masked_lm_is_the_negative_log_likelihood_of_the_hidden_tokens(model):
     cfg = masked_lm.Config(model=model, masking=MASKING)
-    drawn = masked_lm.corrupt(jax.random.key(0), batch(), cfg)
+    drawn = draw(masked_lm, cfg, batch())
     found = jax.jit(lambda p: masked_lm.of_corrupted(p, drawn, cfg))(params(model))
     logits = logits_of(drawn["inputs"], drawn["segment_ids"], None, model)
     rows = jnp.arange(B)[:, None]
@@ -75,7 +80,7 @@ def test_masked_lm_is_the_negative_log_likelihood_of_the_hidden_tokens(model):
 
 
 def test_the_state_before_a_hidden_token_predicts_it():
-    drawn = masked_next_token.corrupt(jax.random.key(0), batch(), MNTP)
+    drawn = draw(masked_next_token, MNTP, batch())
     found = jax.jit(lambda p: masked_next_token.of_corrupted(p, drawn, MNTP))(params())
     logits = logits_of(drawn["inputs"], drawn["segment_ids"], None)
     before = np.asarray(drawn["predict_index"])
@@ -125,7 +130,7 @@ def assert_close(found, expected, atol=1e-6):
 def test_a_hybrid_of_one_kind_is_that_kind():
     """All rows masked: masked next-token prediction; none: causal language modeling. Losses and gradients."""
     key = jax.random.key(0)
-    drawn = masked_next_token.corrupt(key, batch(), MNTP)
+    drawn = draw(masked_next_token, MNTP, batch())
     assert_close(
         gradient(lambda p: hybrid_lm.loss(p, batch(), key, hybrid((1, 1)))),
         gradient(lambda p: masked_next_token.of_corrupted(p, drawn, MNTP)),
@@ -140,7 +145,7 @@ def test_a_hybrid_is_the_shares_of_two_means():
     """3/4 of the mean over hidden tokens of three rows, 1/4 of the mean over tokens of one, whatever their numbers are."""
     cfg, key = hybrid((3, 4)), jax.random.key(0)
     found = jax.jit(lambda p: hybrid_lm.loss(p, batch(), key, cfg))(params())
-    drawn = masked_next_token.corrupt(key, batch(), MNTP)
+    drawn = draw(masked_next_token, MNTP, batch())
     first, rest = {k: x[:3] for k, x in drawn.items()}, {k: x[3:] for k, x in batch().items()}
     masked = jax.jit(lambda p: masked_next_token.of_corrupted(p, first, MNTP))(params())
     causal = jax.jit(lambda p: causal_lm.loss(p, rest, None, CFG))(params())
@@ -154,7 +159,7 @@ def test_a_hybrid_is_the_shares_of_two_means():
 def test_counts_of_masked_rows_alone_go_up():
     given = batch() | {"mask_counts": jnp.ones((B, S), jnp.int32)}
     cfg = dataclasses.replace(hybrid((1, 2)), masking=dataclasses.replace(MASKING, by="spans"))
-    drawn = hybrid_lm.corrupt(jax.random.key(0), given, cfg)
+    drawn = draw(hybrid_lm, cfg, given)
     more = np.asarray(drawn["mask_counts"]) - 1
     assert more[:2].any(1).all() and not more[2:].any() and set(np.unique(more).tolist()) == {0, 1}
     np.testing.assert_array_equal(drawn["inputs"][2:], given["inputs"][2:])
@@ -180,7 +185,7 @@ def sensitivity(cfg, module, drawn):
 def test_masked_rows_see_both_ways_and_causal_rows_do_not():
     """Exact zeros after the position in causal rows, none of them in masked rows; other documents always exactly zero."""
     cfg = hybrid((1, 2))
-    drawn = hybrid_lm.corrupt(jax.random.key(0), batch(), cfg)
+    drawn = draw(hybrid_lm, cfg, batch())
     found = sensitivity(cfg, hybrid_lm, drawn)
     n = drawn["predict_index"].shape[1]
     same = (SEGMENTS[0][:, None] == SEGMENTS[0]) & (SEGMENTS[0] > 0)
@@ -199,11 +204,11 @@ def test_masked_rows_see_both_ways_and_causal_rows_do_not():
 def test_what_stood_at_a_hidden_position_cannot_be_seen(module):
     """With [MASK] at all chosen positions, other original tokens there change the labels and nothing else."""
     cfg = module.Config(model=CFG, masking=dataclasses.replace(MASKING, mask=1.0, random=0.0))
-    drawn = module.corrupt(jax.random.key(0), batch(), cfg)
+    drawn = draw(module, cfg, batch())
     hidden = np.asarray(drawn["inputs"]) == 3
     assert hidden.any(1).all()
     other = jnp.where(hidden, 5 + (batch()["inputs"] - 4) % (V - 5), batch()["inputs"])
-    again = module.corrupt(jax.random.key(0), batch() | {"inputs": other}, cfg)
+    again = draw(module, cfg, batch() | {"inputs": other})
     np.testing.assert_array_equal(again["inputs"], drawn["inputs"])
     assert (np.asarray(again["predict_labels"]) != np.asarray(drawn["predict_labels"])).any()
 
@@ -214,7 +219,7 @@ def mixture(*denoisers):
 
 def test_denoising_is_the_prefix_lm_of_its_rows():
     cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("R", 0.3, 2.0), Denoiser("S", 0.25, None)))
-    drawn = jax.jit(lambda key: denoising.corrupt(key, batch(), cfg))(jax.random.key(0))
+    drawn = draw(denoising, cfg, batch())
     found = jax.jit(lambda p: denoising.of_corrupted(p, drawn, cfg))(params())
     logits = logits_of(drawn["inputs"], None, drawn["prefix"])
     for row in range(B):
@@ -230,7 +235,7 @@ def test_denoising_is_the_prefix_lm_of_its_rows():
 
 def test_targets_are_seen_in_order_and_inputs_by_all():
     cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("X", 0.5, 2.0)))
-    drawn = jax.jit(lambda key: denoising.corrupt(key, batch(), cfg))(jax.random.key(0))
+    drawn = draw(denoising, cfg, batch())
     found, size = sensitivity(cfg, denoising, drawn), drawn["inputs"].shape[1]
     at = np.arange(size)
     for row in range(B):

@@ -23,15 +23,16 @@ def cfg(mean=3.0, density=0.15, **kwargs):
     return SpanCorruption(density=density, mean_length=mean, sentinel=999, **({"eos_id": 1} | kwargs))
 
 
+def everything(uniforms, ids, length, counts, eos, backend):
+    """The mask, inputs and targets, with room for all there can be."""
+    mask = noise_mask(uniforms, length, counts[0], counts[1], backend)
+    return mask, *apply_sentinels(ids, mask, None, length, cfg(eos_id=eos), (S + 1, 2 * S + 1), backend)
+
+
 @functools.cache
-def corrupter(eos):
-    """Of any density and length in one program: the counts are arguments, and there is room for everything."""
-
-    def run(key, ids, length, counts):
-        noise = noise_mask(spans.uniforms(key, S), length, counts[0], counts[1])
-        return apply_sentinels(ids, noise, None, length, cfg(eos_id=eos), (S + 1, 2 * S + 1))
-
-    return jax.jit(run)
+def on_jax(eos):
+    """Rows of any density and length in one program."""
+    return jax.jit(lambda *row: everything(*row, eos, backends.JAX))
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,15 @@ def test_the_raw_length_for_512_inputs(mean, density, raw):
     st.lists(st.integers(0, 500), min_size=S, max_size=S),
 )  # fmt: skip
 def test_round_trip_with_exact_numbers(seed, length, which, eos, ids):
-    """For every length and denoiser: the text comes back, and noise, spans and sizes are what the table says."""
-    found = cfg(*SHAPES[which], eos_id=eos)
+    """For every length and denoiser: the text comes back, noise, spans and sizes are what the table says, and NumPy
+    computes the same from the same numbers."""
+    found, uniforms = cfg(*SHAPES[which], eos_id=eos), np.random.default_rng(seed).random((2, S)).astype(np.float32)
     noise, number = counts = count_table(S, found.density, found.mean_length)[length]
-    pair = corrupter(eos)(jax.random.key(seed), jnp.asarray(ids), length, jnp.asarray(counts))
+    row = (uniforms, np.asarray(ids, np.int32), length, counts)
+    _, *parts = ours = on_jax(eos)(*row)
+    for one, two in zip(ours, everything(*row, eos, backends.NUMPY), strict=True):
+        np.testing.assert_array_equal(one, two)
+    pair = spans.Pair(*parts)
     np.testing.assert_array_equal(spans.restore(pair, found), ids[:length])
     end = eos is not None
     assert (int(pair.input_length), int(pair.target_length)) == (length - noise + number + end, noise + number + end)
@@ -121,54 +127,25 @@ def test_longer_rows_and_other_keys():
     assert (other.inputs != long.inputs).any()
 
 
-def numbers_and_rows(count=25):
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        mean, density = SHAPES[i % len(SHAPES)]
-        length = int(rng.integers(0, S + 1))
-        yield (
-            cfg(mean, density),
-            rng.random((2, S)).astype(np.float32),
-            rng.integers(2, 500, S).astype(np.int32),
-            length,
-        )
-
-
-def on_backend(found, uniforms, ids, length, backend):
-    noise, number = count_table(S, found.density, found.mean_length)[length].tolist()
-    mask = noise_mask(uniforms, length, noise, number, backend)
-    return mask, apply_sentinels(ids, mask, None, length, found, sizes(found, S), backend)
-
-
-def test_numpy_computes_what_jax_does():
-    for found, uniforms, ids, length in numbers_and_rows():
-        ours = on_backend(found, jnp.asarray(uniforms), jnp.asarray(ids), length, backends.JAX)
-        theirs = on_backend(found, uniforms, ids, length, backends.NUMPY)
-        for one, two in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-            np.testing.assert_array_equal(one, two)
-
-
 def test_tf_data_computes_what_jax_does():
     """The same uniforms give the same inputs and targets in a `tf.data` pipeline, in a graph, for rows of unknown size."""
     tf = pytest.importorskip("tensorflow")
-    backend = backends.tensorflow()
-    for found in (cfg(3.0, 0.15), cfg(3.0, 0.5), cfg(64.0, 0.15)):
-        rows = [row[1:] for row in numbers_and_rows(8)]
-        table = tf.constant(count_table(S, found.density, found.mean_length))
-
-        def example(uniforms, ids, length, found=found, table=table):
-            noise, number = table[length][0], table[length][1]
-            mask = noise_mask(uniforms, length, noise, number, backend)
-            return mask, *apply_sentinels(ids, mask, None, length, found, sizes(found, S), backend)
-
-        kinds = (tf.TensorSpec((2, None), tf.float32), tf.TensorSpec((None,), tf.int32), tf.TensorSpec((), tf.int32))
-        # copies: TensorFlow computes in place in the arrays that a generator gives it
-        copies = [tuple(np.array(x) for x in row) for row in rows]
-        data = tf.data.Dataset.from_generator(lambda copies=copies: iter(copies), output_signature=kinds).map(example)
-        for (uniforms, ids, length), theirs in zip(rows, data.as_numpy_iterator(), strict=True):
-            mask, pair = on_backend(found, jnp.asarray(uniforms), jnp.asarray(ids), length, backends.JAX)
-            for one, two in zip((mask, *pair), theirs, strict=True):
-                np.testing.assert_array_equal(one, two)
+    rng, backend = np.random.default_rng(0), backends.tensorflow()
+    rows = []
+    for mean, density in SHAPES * 3:
+        length = int(rng.integers(0, S + 1))
+        numbers, ids = rng.random((2, S)).astype(np.float32), rng.integers(2, 500, S).astype(np.int32)
+        rows.append((numbers, ids, length, count_table(S, density, mean)[length]))
+    kinds = [
+        tf.TensorSpec(s, k) for s, k in (((2, None), tf.float32), ((None,), tf.int32), ((), tf.int32), (2, tf.int32))
+    ]
+    # copies: TensorFlow computes in place in the arrays that a generator gives it
+    copies = [tuple(np.array(x) for x in row) for row in rows]
+    data = tf.data.Dataset.from_generator(lambda: iter(copies), output_signature=tuple(kinds))
+    found = data.map(lambda *row: everything(*row, 1, backend))
+    for row, theirs in zip(rows, found.as_numpy_iterator(), strict=True):
+        for one, two in zip(on_jax(1)(*row), theirs, strict=True):
+            np.testing.assert_array_equal(one, two)
 
 
 def test_units_side_by_side_have_a_sentinel_each():
