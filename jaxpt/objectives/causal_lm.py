@@ -23,8 +23,11 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, 
     return of_hidden(params, decoder.hidden_states(params, batch["inputs"], cfg, **extra).final, batch)
 
 
-def of_hidden(params: Params, hidden: Float[Array, "B S D"], batch: dict[str, jax.Array]) -> Losses:
-    """The same from the final normalised states."""
-    sums, correct = cross_entropy(hidden, decoder.head(params), batch["labels"], batch["loss_weight"])
-    weights = batch["loss_weight"].sum(-1)
+def of_hidden(
+    params: Params, hidden: Float[Array, "B S D"], batch: dict[str, jax.Array], z_loss: float = 0.0
+) -> Losses:
+    """The same from the final normalised states. With `z_loss`, see `cross_entropy`."""
+    head, labels, weight = decoder.head(params), batch["labels"], batch["loss_weight"]
+    sums, correct = cross_entropy(hidden, head, labels, weight, z_loss=z_loss)
+    weights = weight.sum(-1)
     return Losses(sums, weights, {"accuracy": (correct.sum(), weights.sum())})

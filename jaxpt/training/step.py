@@ -25,6 +25,7 @@ from jaxpt.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 Loss = Callable[[Params, Batch, PRNGKeyArray], Losses]
+Prepare = Callable[[PRNGKeyArray, Batch], Batch]
 WeightFn = Callable[[Float[Array, " B"], Int[Array, ""]], Float[Array, " B"]]
 
 
@@ -48,6 +49,7 @@ def make_step(
     accumulate: int = 1,
     clip: float | None = None,
     weight_fn: WeightFn | None = None,
+    prepare: Prepare | None = None,
     mesh: Mesh | None = None,
     shardings: TrainState | None = None,
 ) -> Step:
@@ -60,11 +62,15 @@ def make_step(
       clip: global gradient norm above which the gradient is scaled down; None for never.
       weight_fn: (mean loss of each sequence of the global batch [B], step) -> weight of each sequence [B]. With
         accumulation, the losses are first computed in a forward pass over all microbatches.
+      prepare: (key, batch) -> batch, once per update and before the batch is cut into microbatches, of which the loss gets
+        a key each. An objective that draws here (`corrupt`) draws the same however many there are.
       mesh, shardings: where the state lives (`state_shardings`); one device by default.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         key = fold(jax.random.wrap_key_data(state.seed), "loss", state.step)
+        if prepare is not None:
+            batch = prepare(fold(key, "prepare"), batch)
         gradients, total = _gradients(loss, state, batch, key, accumulate, weight_fn)
         norm = optax.global_norm(gradients)
         if clip is not None:

@@ -93,6 +93,24 @@ def test_a_head_in_another_form_trains_through_the_chunks():
         assert a.any()
 
 
+@pytest.mark.parametrize("chunk", [12, 4])
+def test_a_bias_and_the_z_loss(chunk):
+    """-log p + 0.1 * (log sum exp)^2 of logits with a bias, and its gradient by the bias, against the equation."""
+    hidden, head, labels, weight = problem()
+    bias = jnp.sin(jnp.arange(V)) * 2
+
+    def ours(bias):
+        return cross_entropy(hidden, head, labels, weight, chunk, bias=bias, z_loss=0.1)[0].sum()
+
+    def expected(bias):
+        logits = hidden @ head.dense().T + bias
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return ((losses + 0.1 * jax.nn.logsumexp(logits, -1) ** 2) * weight).sum()
+
+    for one, other in zip(*(jax.value_and_grad(fn)(bias) for fn in (ours, expected)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("chunk", [5, 0, -1, 24])
 def test_a_chunk_that_does_not_divide_is_an_error(chunk):
     with pytest.raises(ValueError, match=f"must divide the sequence length 12, got {chunk}"):

@@ -1,0 +1,79 @@
+"""UL2's mixture of denoisers (arXiv 2205.05131) on a decoder: a prefix language model of corrupted texts.
+
+    modes = (("R", 259), ("S", 260), ("X", 261))
+    cfg = Config(model=decoder.Config(vocab_size=512), mixture=Mixture(modes=modes, sentinel=511, eos_id=1))
+
+The mode token and the inputs see each other; the targets see them and what came before; the loss is the mean over target
+tokens of the batch, so that a row of X counts more than a row of R. `corruption.denoisers` says what is reconstructed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxpt.core.types import Params, PRNGKeyArray
+from jaxpt.layers.masks import prefix_lm
+from jaxpt.models import decoder
+from jaxpt.objectives import causal_lm
+from jaxpt.objectives.base import Losses
+from jaxpt.objectives.corruption import denoisers
+from jaxpt.objectives.corruption.denoisers import Mixture
+from jaxpt.objectives.corruption.rows import over_rows, real_tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A model and the mixture. The model's vocabulary must have the sentinels and the mode tokens."""
+
+    model: decoder.Config
+    mixture: Mixture
+
+    def __post_init__(self) -> None:
+        highest = max(self.mixture.sentinel, self.mixture.eos_id, *(i for _, i in self.mixture.modes))
+        if highest >= self.model.vocab_size:
+            raise ValueError(f"the mixture uses token {highest}, the model has vocab_size={self.model.vocab_size}")
+
+
+def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Config) -> Losses:
+    """Losses of a batch of texts.
+
+    Args:
+      batch: inputs [B, S] int; segment_ids [B, S], optional, of which only 0 at the end of a row, padding, has a meaning: a
+        row is one text; row [B], optional, see `over_rows`.
+    """
+    return of_corrupted(params, corrupt(key, batch, cfg), cfg)
+
+
+def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict[str, jax.Array]:
+    """inputs, labels, loss_weight, segment_ids [B, Z - 1] of a prefix language model; prefix and denoiser [B]."""
+
+    def row(key: PRNGKeyArray, ids: jax.Array, length: jax.Array) -> denoisers.Example:
+        return denoisers.example(key, ids, length, cfg.mixture)
+
+    made: denoisers.Example = over_rows(row, key, batch, batch["inputs"], real_tokens(batch).sum(-1))
+    at = jnp.arange(1, made.ids.shape[1])
+    predicted = (at >= made.prefix[:, None]) & (at < made.length[:, None])
+    has_targets = made.length > made.prefix + 1  # a row that is too short for noise holds an EOS alone
+    return {
+        "inputs": made.ids[:, :-1],
+        "labels": made.ids[:, 1:],
+        "loss_weight": (predicted & has_targets[:, None]).astype(jnp.float32),
+        "segment_ids": (at <= made.length[:, None]).astype(jnp.int32),
+        "prefix": made.prefix,
+        "denoiser": made.denoiser,
+    }
+
+
+def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Config) -> Losses:
+    """The same of what `corrupt` returns. The metrics loss_R, loss_S, ... are the means over the targets of each mode."""
+    mask = prefix_lm(batch["prefix"], batch["segment_ids"])
+    hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, mask=mask).final
+    losses = causal_lm.of_hidden(params, hidden, batch)
+    metrics = dict(losses.metrics)
+    for mode in sorted({d.mode for d in cfg.mixture.denoisers}):
+        own = jnp.asarray([d.mode == mode for d in cfg.mixture.denoisers])[batch["denoiser"]]
+        metrics[f"loss_{mode}"] = (jnp.sum(losses.sums * own), jnp.sum(losses.weights * own))
+    return losses._replace(metrics=metrics)
