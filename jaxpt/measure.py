@@ -39,7 +39,7 @@ def measure(arms: Mapping[str, Pretrain], rounds: int = 5, updates: int = 5) -> 
     for arm, cfg in arms.items():
         job = pretrain.build(cfg)
         state, batch = job.create(), put_batch(random_batch(cfg), job.mesh)
-        compiled = job.step.run.lower(state, batch).compile()  # type: ignore[attr-defined]
+        compiled = job.step.at(0).run.lower(state, batch).compile()  # type: ignore[attr-defined]
         sizes[arm] = (persistent_bytes(state), peak_bytes(compiled))
         steps[arm] = _runner(job, state, batch)
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
@@ -84,7 +84,7 @@ def _runner(job: pretrain.Job, state: object, batch: Batch) -> Callable[[], floa
     holder = [state]
 
     def run() -> float:
-        holder[0], metrics = job.step.run(holder[0], batch)  # type: ignore[arg-type]
+        holder[0], metrics = job.step.at(0).run(holder[0], batch)  # type: ignore[arg-type]
         return float(metrics["loss"])
 
     return run

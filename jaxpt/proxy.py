@@ -1,6 +1,6 @@
 """Proxy runs: small trainings done by the hundred, so that arms, rates, mixtures and scales can be compared.
 
-    found = score(cfg, rate=3e-3, init_seed=1, order_seed=1)     # a `Trial`: held-out bits per byte, ledger, curve
+    found = score(cfg, rate=3e-3, init_seed=1, order_seed=1)     # a `Trial`: held-out bits per byte (or loss), ledger, curve
 
 One compiled step serves all rates, seeds and initial values of a setting: the peak rate is an array in the optimizer's
 state.
@@ -23,7 +23,8 @@ from jaxpt.comparison import Trial
 from jaxpt.core import spec as specs
 from jaxpt.core.types import Params
 from jaxpt.data.held_out import Part
-from jaxpt.models import decoder
+from jaxpt.evaluate.bits_per_byte import Scorer
+from jaxpt.objectives.base import Objective
 from jaxpt.pretrain import Data, Job, Pretrain
 from jaxpt.training import ledger
 from jaxpt.training import state as states
@@ -47,9 +48,18 @@ class Trained:
         """The trained parameters."""
         return self.result.state.params
 
-    def score(self, part: Part) -> dict[str, float]:
-        """Bits per byte and its relatives on this part of the held-out documents."""
-        return self.data.evaluation(self.job.score, part)(self.params)
+    def score(self, part: Part, objective: Objective | None = None) -> dict[str, float]:
+        """Bits per byte and its relatives on this part of the held-out documents, or "loss" where that is no likelihood.
+
+        Args:
+          objective: what is scored, in place of what the run minimised; with the run's model if it names none.
+        """
+        if objective is None:
+            scored, run = self.job.objective, self.job.score
+        else:
+            scored = objective.on(self.job.cfg.model)
+            run = _scorer(scored)
+        return self.data.evaluation(run, part, likelihood=scored.likelihood)(self.params)
 
 
 def train(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, params: Params | None = None) -> Trained:
@@ -65,7 +75,7 @@ def train(cfg: Pretrain, *, rate: float, init_seed: int, order_seed: int, params
     """
     job, data = _job(_what_is_compiled(cfg)), _data(cfg.data, cfg.model.vocab_size)
     if params is None:
-        state = job.create(init_seed=init_seed, seed=order_seed, spec=decoder.spec(cfg.model))
+        state = job.create(init_seed=init_seed, seed=order_seed, spec=cfg.objective.on(cfg.model).spec())
     else:
         state = states.create(params, job.optimizer, order_seed)
     quiet = dataclasses.replace(cfg.run, out=None, quiet=True, log_every=max(1, cfg.run.steps // 60))
@@ -88,11 +98,14 @@ def score(
     order_seed: int,
     params: Params | None = None,
     look: Look | None = None,
+    objective: Objective | None = None,
 ) -> Trial:
-    """Trains as `train` does and scores both parts of the held-out documents.
+    """Trains as `train` does and scores both parts of the held-out documents, by bits per byte, or by the loss where the
+    objective is no likelihood.
 
     Args:
       look: its result becomes the trial's `extra`.
+      objective: see `Trained.score`.
     """
     start = time.perf_counter()
     try:
@@ -100,14 +113,17 @@ def score(
     except NonFiniteError as error:  # a rate that is too high is a result, not an accident
         return Trial(math.inf, math.inf, {}, [], time.perf_counter() - start, {"diverged": str(error)})
     params = trained.params
-    scores: dict[str, dict[str, float]] = {part: trained.score(part) for part in ("tuning", "report")}
+    scores: dict[str, dict[str, float]] = {part: trained.score(part, objective) for part in ("tuning", "report")}
+    metric = "bits_per_byte" if "bits_per_byte" in scores["report"] else "loss"
     sizes = {
-        "parameters_of_block_matrices": sum(specs.count(w) for w in weights.matrices(params["blocks"]).values()),
+        "parameters_of_block_matrices": sum(
+            specs.count(w) for path, w in weights.matrices(params).items() if "blocks/" in path
+        ),
         "bytes_as_papers_count": ledger.memory_model(params)["total"],
     }
     return Trial(
-        value=scores["report"]["bits_per_byte"],
-        tuning_value=scores["tuning"]["bits_per_byte"],
+        value=scores["report"][metric],
+        tuning_value=scores["tuning"][metric],
         ledger=trained.result.ledger.to_dict() | sizes,
         curve=trained.result.curve,
         seconds=time.perf_counter() - start,
@@ -131,9 +147,10 @@ def rate_in_state(cfg: Pretrain) -> optax.GradientTransformation:
 
 def _what_is_compiled(cfg: Pretrain) -> Pretrain:
     """`cfg` without what is data to the compiled step: the rate, the seeds, the events, the scale of initial values."""
+    scale = {"embedding_stddev": 1.0} if hasattr(cfg.model, "embedding_stddev") else {}
     return dataclasses.replace(
         cfg,
-        model=dataclasses.replace(cfg.model, embedding_stddev=1.0),
+        model=dataclasses.replace(cfg.model, **scale),
         optimizer=dataclasses.replace(cfg.optimizer, rate=1.0),
         data=dataclasses.replace(cfg.data, seed=0),
         events=(),
@@ -146,6 +163,11 @@ def _job(cfg: Pretrain) -> Job:
     return pretrain.build(cfg, optimizer=rate_in_state(cfg))
 
 
+@functools.lru_cache(maxsize=8)
+def _scorer(objective: Objective) -> Scorer:
+    return pretrain.scorer(objective)
+
+
 @functools.lru_cache(maxsize=4)
 def _data(cfg: pretrain.DataConfig, vocab_size: int) -> Data:
-    return pretrain.open_data(cfg, vocab_size)
+    return cfg.open(vocab_size)

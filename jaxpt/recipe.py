@@ -32,6 +32,7 @@ from jaxpt.core.files import write_json, write_text
 from jaxpt.core.names import nearest_error
 from jaxpt.core.processes import restart_with_huge_pages
 from jaxpt.data.prepare import prepared
+from jaxpt.objectives.phases import last
 from jaxpt.pretrain import Pretrain
 from jaxpt.sharding import aot, distributed
 
@@ -241,6 +242,7 @@ def _compile(recipe: Recipe, options: argparse.Namespace, changes: Mapping[str, 
         clip=cfg.optimizer.clip,
         mesh=cfg.mesh,
         name=f"{recipe.name} {options.preset}, {options.arm}",
+        objective=last(cfg.objective),
     )
     return aot.run(options, job)
 

@@ -7,7 +7,7 @@
 Both sides are the same LLaMA with AdamW, fused cross-entropy or ours in chunks, and the same random tokens; PyTorch
 runs nn.Linear and scaled_dot_product_attention, on an accelerator under autocast and torch.compile. They take turns,
 round by round, so that a machine that drifts drifts for both. Reported: tokens/s (median over rounds), the paired ratio,
-and model FLOP utilisation where the chip's peak is known (6 N per token plus attention, `ledger.decoder_flops`).
+and model FLOP utilisation where the chip's peak is known (6 N per token plus attention, `models.flops`).
 """
 
 from __future__ import annotations

@@ -100,6 +100,18 @@ def bits_per_byte(score: Scorer, windows: Windows, eos_id: int | None = None) ->
     return evaluate
 
 
+def mean_loss(score: Scorer, windows: Windows) -> Callable[[Params], dict[str, float]]:
+    """An evaluation for objectives that are no likelihood: parameters -> loss, the weighted mean in nats."""
+
+    def evaluate(params: Params) -> dict[str, float]:
+        nats, weights = sum_nats(score, params, windows.batches(), len(windows.domains))
+        if not weights.sum() > 0:
+            raise ValueError(f"nothing to score: weights {weights.tolist()} of {list(windows.domains)}")
+        return {"loss": float(nats.sum() / weights.sum())}
+
+    return evaluate
+
+
 def sum_nats(
     score: Scorer,
     params: Params,

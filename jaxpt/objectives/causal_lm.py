@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, ClassVar
 
 import jax
 
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
-from jaxpt.models import decoder
-from jaxpt.objectives.base import Losses
+from jaxpt.models import decoder, flops
+from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.cross_entropy import cross_entropy
+from jaxpt.weights import Cost
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CausalLM(Objective):
+    """Next-token prediction, the objective of a run that names none."""
+
+    likelihood: ClassVar[bool] = True
+
+    def loss(self, params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None) -> Losses:
+        return loss(params, batch, key, self.model)
+
+    def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
+        return flops.decoder_flops(params, self.model, batch_size, sequence_length)
 
 
 def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, cfg: decoder.Config) -> Losses:

@@ -1,7 +1,7 @@
 """UL2's mixture of denoisers (arXiv 2205.05131) on a decoder: a prefix language model of corrupted texts.
 
     modes = (("R", 259), ("S", 260), ("X", 261))
-    cfg = Config(model=decoder.Config(vocab_size=512), mixture=Mixture(modes=modes, sentinel=511, eos_id=1))
+    cfg = Denoising(model=decoder.Config(vocab_size=512), mixture=Mixture(modes=modes, sentinel=511, eos_id=1))
 
 The mode token and the inputs see each other; the targets see them and what came before; the loss is the mean over target
 tokens of the batch, so that a row of X counts more than a row of R. `corruption.denoisers` says what is reconstructed.
@@ -16,28 +16,37 @@ import jax.numpy as jnp
 
 from jaxpt.core.types import Params, PRNGKeyArray
 from jaxpt.layers.masks import prefix_lm
-from jaxpt.models import decoder
+from jaxpt.models import decoder, flops
 from jaxpt.objectives import causal_lm
-from jaxpt.objectives.base import Losses
+from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption import denoisers
 from jaxpt.objectives.corruption.denoisers import Mixture
 from jaxpt.objectives.corruption.rows import over_rows, real_tokens
+from jaxpt.weights import Cost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class Denoising(Objective):
     """A model and the mixture. The model's vocabulary must have the sentinels and the mode tokens."""
 
-    model: decoder.Config
     mixture: Mixture
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         highest = max(self.mixture.sentinel, self.mixture.eos_id, *(i for _, i in self.mixture.modes))
         if highest >= self.model.vocab_size:
             raise ValueError(f"the mixture uses token {highest}, the model has vocab_size={self.model.vocab_size}")
 
+    def prepare(self, key: PRNGKeyArray, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return corrupt(key, batch, self)
 
-def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Config) -> Losses:
+    def loss(self, params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray) -> Losses:
+        return of_corrupted(params, batch, self)
+
+    def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
+        return flops.decoder_flops(params, self.model, batch_size, self.mixture.size(sequence_length) - 1)
+
+
+def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Denoising) -> Losses:
     """Losses of a batch of texts.
 
     Args:
@@ -47,7 +56,7 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Co
     return of_corrupted(params, corrupt(key, batch, cfg), cfg)
 
 
-def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict[str, jax.Array]:
+def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Denoising) -> dict[str, jax.Array]:
     """inputs, labels, loss_weight, segment_ids [B, Z - 1] of a prefix language model; prefix and denoiser [B]."""
 
     def row(key: PRNGKeyArray, ids: jax.Array, length: jax.Array) -> denoisers.Example:
@@ -67,7 +76,7 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict
     }
 
 
-def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Config) -> Losses:
+def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Denoising) -> Losses:
     """The same of what `corrupt` returns. The metrics loss_R, loss_S, ... are the means over the targets of each mode."""
     mask = prefix_lm(batch["prefix"], batch["segment_ids"])
     hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, mask=mask).final

@@ -19,21 +19,22 @@ import jax.numpy as jnp
 
 from jaxpt.core.types import Params, PRNGKeyArray
 from jaxpt.layers.masks import Mask
-from jaxpt.models import decoder
+from jaxpt.models import decoder, flops
 from jaxpt.objectives import causal_lm, masked_next_token
 from jaxpt.objectives.base import Losses
+from jaxpt.weights import Cost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config(masked_next_token.Config):
+class HybridLM(masked_next_token.MaskedNextToken):
     """Attributes:
     masked: share of the rows that are masked, (numerator, denominator); the submission to BabyLM 2024 has 15/16.
     """
 
     masked: tuple[int, int] = (1, 2)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def check(self) -> None:
+        super().check()
         if not 0 <= self.masked[0] <= self.masked[1] or self.masked[1] < 1:
             raise ValueError(f"the masked share must be a fraction between 0 and 1, got {self.masked}")
 
@@ -48,8 +49,19 @@ class Config(masked_next_token.Config):
             raise ValueError(f"{self.masked[0]}/{self.masked[1]} of {rows} rows is no whole number of masked rows")
         return number
 
+    def prepare(self, key: PRNGKeyArray, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return corrupt(key, batch, self)
 
-def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Config) -> Losses:
+    def loss(self, params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray) -> Losses:
+        return of_corrupted(params, batch, self)
+
+    def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
+        hidden = self.masked_rows(batch_size)
+        predicted = hidden * self.masking.size(sequence_length) + (batch_size - hidden) * sequence_length
+        return flops.decoder_flops(params, self.model, batch_size, sequence_length, predicted)
+
+
+def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: HybridLM) -> Losses:
     """Losses of a batch of packed or plain sequences.
 
     Args:
@@ -58,7 +70,7 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Co
     return of_corrupted(params, corrupt(key, batch, cfg), cfg)
 
 
-def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict[str, jax.Array]:
+def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: HybridLM) -> dict[str, jax.Array]:
     """`masked_next_token.corrupt` for the masked rows; the weights of both kinds sum to their shares of all predictions."""
     rows = len(batch["inputs"])
     number = cfg.masked_rows(rows)
@@ -76,7 +88,7 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict
     return out | scaled
 
 
-def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Config) -> Losses:
+def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: HybridLM) -> Losses:
     """The same of what `corrupt` returns, or of every n-th row of it. loss_masked and loss_causal are the two means."""
     rows, length = batch["inputs"].shape[:2]
     number = cfg.masked_rows(rows)

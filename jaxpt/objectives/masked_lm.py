@@ -1,6 +1,6 @@
 """Masked language modeling (BERT, arXiv 1810.04805): -sum log p(token | corrupted text) over the chosen tokens alone.
 
-    cfg = Config(model=encoder.Config(mlm_head=True), masking=Masking(mask_id=103, vocab_size=30522))
+    cfg = MaskedLM(model=encoder.Config(mlm_head=True), masking=Masking(mask_id=103, vocab_size=30522))
     loss(params, batch, key, cfg)
     make_step(lambda p, b, k: of_corrupted(p, b, cfg), optimizer, prepare=lambda k, b: corrupt(k, b, cfg))
 
@@ -19,22 +19,21 @@ import jax.numpy as jnp
 
 from jaxpt.core.types import Array, Float, Int, Params, PRNGKeyArray
 from jaxpt.layers import masks
-from jaxpt.models import decoder, encoder
-from jaxpt.objectives.base import Losses
+from jaxpt.models import decoder, encoder, flops
+from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption.masking import Masking, mask_batch
 from jaxpt.objectives.corruption.span_priority import counted
 from jaxpt.objectives.cross_entropy import cross_entropy
-from jaxpt.weights import DenseMatrix
+from jaxpt.weights import Cost, DenseMatrix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class MaskedLM(Objective):
     """A model and what is hidden from it. An encoder needs mlm_head=True."""
 
-    model: encoder.Config | decoder.Config
     masking: Masking
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if isinstance(self.model, encoder.Config) and not self.model.mlm_head:
             raise ValueError("masked language modeling needs an encoder with mlm_head=True")
         if self.masking.vocab_size > self.model.vocab_size:
@@ -42,8 +41,19 @@ class Config:
                 f"masking draws from {self.masking.vocab_size} tokens, the model has vocab_size={self.model.vocab_size}"
             )
 
+    def prepare(self, key: PRNGKeyArray, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return corrupt(key, batch, self)
 
-def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Config) -> Losses:
+    def loss(self, params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray) -> Losses:
+        return of_corrupted(params, batch, self)
+
+    def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
+        predicted = batch_size * self.masking.size(sequence_length)
+        count = flops.decoder_flops if isinstance(self.model, decoder.Config) else flops.encoder_flops
+        return count(params, self.model, batch_size, sequence_length, predicted)
+
+
+def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: MaskedLM) -> Losses:
     """Losses of a batch of packed or plain sequences.
 
     Args:
@@ -53,7 +63,7 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Co
     return of_corrupted(params, corrupt(key, batch, cfg), cfg)
 
 
-def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict[str, jax.Array]:
+def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: MaskedLM) -> dict[str, jax.Array]:
     """The batch with corrupted inputs; predict_index, predict_labels, predict_weight [B, N]; and its mask_counts, if it has
     them, brought up to date."""
     masked = mask_batch(key, batch, cfg.masking)
@@ -63,7 +73,7 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict
     return out | {"predict_weight": masked.weight}
 
 
-def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Config) -> Losses:
+def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: MaskedLM) -> Losses:
     """The same of what `corrupt` returns."""
     extra: dict[str, Any] = {"mask": masks.full(batch.get("segment_ids")), "positions": batch.get("positions")}
     if isinstance(cfg.model, decoder.Config):

@@ -1,6 +1,6 @@
 """Masked next-token prediction (GPT-BERT, arXiv 2410.24159): the state BEFORE a hidden token predicts it, under a full mask.
 
-    cfg = Config(model=decoder.Config(), masking=Masking(mask_id=4, vocab_size=8192, rate=0.3, by="spans"))
+    cfg = MaskedNextToken(model=decoder.Config(), masking=Masking(mask_id=4, vocab_size=8192, rate=0.3, by="spans"))
 
 So an output position means the same as in a causal language model, token t + 1 at position t, and one set of weights can do
 both (`jaxpt.objectives.hybrid_lm`). A token that begins a segment has no state before it and is never hidden. The release
@@ -16,33 +16,43 @@ import jax.numpy as jnp
 
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
 from jaxpt.layers import masks
-from jaxpt.models import decoder
-from jaxpt.objectives.base import Losses
+from jaxpt.models import decoder, flops
+from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption.masking import Masking, mask_batch
 from jaxpt.objectives.corruption.rows import real_tokens
 from jaxpt.objectives.corruption.span_priority import counted
 from jaxpt.objectives.cross_entropy import cross_entropy
 from jaxpt.objectives.masked_lm import at
+from jaxpt.weights import Cost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Config:
+class MaskedNextToken(Objective):
     """Attributes:
     z_loss: see `cross_entropy`; GPT-BERT has 1e-4.
     """
 
-    model: decoder.Config
     masking: Masking
     z_loss: float = 0.0
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.masking.vocab_size > self.model.vocab_size:
             raise ValueError(
                 f"masking draws from {self.masking.vocab_size} tokens, the model has vocab_size={self.model.vocab_size}"
             )
 
+    def prepare(self, key: PRNGKeyArray, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return corrupt(key, batch, self)
 
-def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Config) -> Losses:
+    def loss(self, params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray) -> Losses:
+        return of_corrupted(params, batch, self)
+
+    def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
+        predicted = batch_size * self.masking.size(sequence_length)
+        return flops.decoder_flops(params, self.model, batch_size, sequence_length, predicted)
+
+
+def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: MaskedNextToken) -> Losses:
     """Losses of a batch of packed or plain sequences.
 
     Args:
@@ -52,7 +62,7 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Co
     return of_corrupted(params, corrupt(key, batch, cfg), cfg)
 
 
-def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict[str, jax.Array]:
+def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: MaskedNextToken) -> dict[str, jax.Array]:
     """The batch with corrupted inputs; predict_index (of the state BEFORE the hidden token), predict_labels,
     predict_weight [B, N]; and its mask_counts, if it has them, brought up to date."""
     segments = real_tokens(batch) if batch.get("segment_ids") is None else batch["segment_ids"]
@@ -64,7 +74,7 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: Config) -> dict
     return out | {"predict_labels": masked.labels, "predict_weight": masked.weight}
 
 
-def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Config) -> Losses:
+def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: MaskedNextToken) -> Losses:
     """The same of what `corrupt` returns."""
     mask, positions = masks.full(batch.get("segment_ids")), batch.get("positions")
     hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, mask=mask, positions=positions).final

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 from jaxpt.core.names import nearest_error
-from jaxpt.optim.schedules import SCHEDULES
+from jaxpt.optim.schedules import SCHEDULES, with_cooldown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +20,8 @@ class OptimizerConfig:
       schedule: a key of `jaxpt.optim.SCHEDULES`.
       warmup: share of all updates.
       floor: the last rate as a share of the peak.
+      cooldown: share of all updates, at the end, in which the rate falls on a line to 0; the schedule is that of the updates
+        before. With "constant" this is WSD: warm-up, stable, decay.
       clip: global gradient norm; None for no clipping.
     """
 
@@ -27,14 +29,16 @@ class OptimizerConfig:
     schedule: str = "cosine"
     warmup: float = 0.1
     floor: float = 0.1
+    cooldown: float = 0.0
     clip: float | None = None
 
     def rates(self, steps: int, peak: Any = None) -> optax.Schedule:
         """Update number from 0 -> rate. `peak` replaces `rate`, and may be traced."""
         if self.schedule not in SCHEDULES:
             raise nearest_error("schedule", self.schedule, SCHEDULES)
-        warmup = round(self.warmup * steps)
-        return SCHEDULES[self.schedule](self.rate if peak is None else peak, steps, warmup, self.floor)
+        warmup, down = round(self.warmup * steps), round(self.cooldown * steps)
+        whole = SCHEDULES[self.schedule](self.rate if peak is None else peak, steps - down, warmup, self.floor)
+        return with_cooldown(whole, steps, down) if down else whole
 
     def make(self, steps: int, peak: Any = None) -> optax.GradientTransformation:
         """The optax transformation of a run of so many updates."""

@@ -39,6 +39,18 @@ def warmup_linear(peak: float, steps: int, warmup: int, floor: float = 0.0) -> o
     return schedule
 
 
+def with_cooldown(schedule: optax.Schedule, steps: int, down: int) -> optax.Schedule:
+    """`schedule`, and from update steps - down on a line from its rate there to 0 one update after the last.
+
+    Raises:
+      ValueError: a cooldown longer than the run.
+    """
+    if not 0 < down <= steps:
+        raise ValueError(f"need a cooldown of 1 to {steps} updates, got {down}")
+    first = steps - down
+    return lambda count: schedule(jnp.minimum(count, first)) * jnp.clip((steps - count) / down, 0.0, 1.0)
+
+
 def _check(steps: int, warmup: int, floor: float) -> None:
     if not 0 <= warmup <= steps or not 0 <= floor <= 1:
         raise ValueError(f"need 0 <= warmup <= steps and 0 <= floor <= 1, got {warmup=}, {steps=}, {floor=}")

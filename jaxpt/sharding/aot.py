@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -26,13 +25,12 @@ from jaxpt.core import spec as specs
 from jaxpt.core.config import override, parse_overrides
 from jaxpt.core.types import Params, PyTree
 from jaxpt.layers import stack
-from jaxpt.models import decoder
-from jaxpt.objectives import causal_lm
+from jaxpt.objectives.base import Objective
+from jaxpt.objectives.causal_lm import CausalLM
 from jaxpt.sharding import collectives, cost, hlo, topology
 from jaxpt.sharding.mesh import MeshConfig, make_mesh
 from jaxpt.sharding.report import Memory, Report, refusal, roofline
 from jaxpt.sharding.topology import Topology
-from jaxpt.training.ledger import decoder_flops
 from jaxpt.training.state import TrainState, create, state_shardings
 from jaxpt.training.step import Step, batch_sharding, make_step
 
@@ -51,8 +49,7 @@ class Job:
       accumulate, clip: as in `make_step`.
       mesh: sizes of the mesh axes. Parameters are split over every chip by default.
       name: for the report.
-      spec, loss, flops: of the model's family: cfg -> spec tree; (params, batch, key, cfg) -> Losses;
-        (spec, cfg, batch, length) -> Cost.
+      objective: what is minimised; of one in phases, give each phase.
       arrays: names and dtypes of the batch's arrays, each [batch, length].
     """
 
@@ -64,29 +61,30 @@ class Job:
     clip: float | None = None
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
     name: str = "model"
-    spec: Callable[[Any], Params] = decoder.spec
-    loss: Callable[..., Any] = causal_lm.loss
-    flops: Callable[..., Any] | None = decoder_flops
+    objective: Objective = dataclasses.field(default_factory=CausalLM)
     arrays: Mapping[str, str] = dataclasses.field(default_factory=lambda: BATCH)
+
+    @property
+    def trained(self) -> Objective:
+        """The objective on the model."""
+        return self.objective.on(self.cfg)
 
     def build(self, mesh: Mesh, shardings: TrainState) -> Step:
         """The step."""
-        loss = functools.partial(self.loss, cfg=self.cfg)
         return make_step(
-            loss, self.optimizer, accumulate=self.accumulate, clip=self.clip, mesh=mesh, shardings=shardings
-        )
+            self.trained.loss, self.optimizer, prepare=self.trained.prepare, accumulate=self.accumulate, clip=self.clip,
+            mesh=mesh, shardings=shardings,
+        )  # fmt: skip
 
-    def model_flops(self) -> float | None:
+    def model_flops(self) -> float:
         """Operations of one step over all chips that the model needs, nothing recomputed."""
-        if self.flops is None:
-            return None
-        return float(self.flops(self.spec(self.cfg), self.cfg, self.batch, self.length).nominal)
+        return float(self.trained.cost(self.trained.spec(), self.batch, self.length).nominal)
 
 
 def compile_job(job: Job, where: Topology) -> Report:
     """The report of a job on a slice. Raises as `compile_step`."""
     shapes = {name: jax.ShapeDtypeStruct((job.batch, job.length), dtype) for name, dtype in job.arrays.items()}
-    report = compile_step(job.build, job.spec(job.cfg), job.optimizer, shapes, where, job.mesh, job.model_flops())
+    report = compile_step(job.build, job.trained.spec(), job.optimizer, shapes, where, job.mesh, job.model_flops())
     remat, micro = getattr(job.cfg, "remat", "none"), job.accumulate
     settings = f"remat {remat}, {micro} microbatch{'es' if micro > 1 else ''}"
     return dataclasses.replace(report, name=f"{job.name} ({settings})")

@@ -14,15 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpt import weights
 from jaxpt.core import spec as specs
 from jaxpt.core import trees
 from jaxpt.core.types import Params, PyTree
-from jaxpt.models import decoder
 from jaxpt.training.state import TrainState
 from jaxpt.weights import Cost
 
-Flops = Cost | Callable[[Params], Cost] | None  # of one update; a function where events change the parameters' form
+# Of one update; a function of (parameters, update from 0) where events change their form, or phases the objective
+Flops = Cost | Callable[[Params, int], Cost] | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,42 +66,16 @@ class Ledger:
         return dataclasses.asdict(self)
 
 
-def cost_of(flops: Flops, params: Params) -> Cost:
+def cost_of(flops: Flops, params: Params, update: int = 0) -> Cost:
     """The cost of one update of these parameters; zero where it is not known."""
     if flops is None:
         return Cost(0.0, 0.0)
-    return flops if isinstance(flops, Cost) else flops(params)
+    return flops if isinstance(flops, Cost) else flops(params, update)
 
 
 def persistent_bytes(state: TrainState) -> int:
     """Bytes of everything that lives between two updates. Gradients and activations do not."""
     return specs.nbytes((state.trainable, state.fixed, state.opt_state))
-
-
-def decoder_flops(params: Params, cfg: decoder.Config, batch_size: int, sequence_length: int) -> Cost:
-    """Operations of one training step of the decoder, forward and backward.
-
-    Counted are every matrix by its form (`Matrix.cost`) times its layers, the head, tied or not, and the two
-    products of attention, 6 L B S^2 H K, the masked half of a causal score in neither number. Not counted are
-    the embedding look-up, norms, activations, softmax, the optimizer. Executed adds the second forward pass
-    of remat="full", but not the attention that remat="dots" repeats. Padding costs like any token.
-
-    Args:
-      params: parameters, their specs or their shapes.
-    """
-    tokens = batch_size * sequence_length
-    again = 4 / 3 if cfg.remat == "full" else 1.0
-    attention = 6.0 * cfg.layers * batch_size * sequence_length**2 * cfg.heads * cfg.per_head
-    nominal, executed = attention, attention * again
-    for path, matrix in weights.matrices(params).items():
-        cost, inside = matrix.cost(tokens), path.startswith("blocks/")
-        layers = cfg.layers if inside else 1
-        nominal += layers * cost.nominal
-        executed += layers * cost.executed * (again if inside else 1.0)
-    if cfg.tied_head:
-        head = 6.0 * tokens * cfg.vocab_size * cfg.width
-        nominal, executed = nominal + head, executed + head
-    return Cost(nominal, executed)
 
 
 def memory_model(params: PyTree, *, weight_bytes: int = 2, adam_bytes: int = 4, index_bytes: int = 8) -> dict[str, int]:

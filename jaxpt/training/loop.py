@@ -35,14 +35,14 @@ from jaxpt.training.metrics import Breakdown, Log, Meter, Progress, Row, peak_fl
 from jaxpt.training.profile import Trace
 from jaxpt.training.run import Loader, NonFiniteError, Result, RunConfig, decisive
 from jaxpt.training.state import TrainState
-from jaxpt.training.step import Step, put_batch
+from jaxpt.training.step import Phased, Step, put_batch
 
 NOT_FOR_DEVICE = ("sequence_ids", "document", "domain_index")
 
 
 def train(
     cfg: RunConfig,
-    step: Step,
+    step: Step | Phased,
     state: TrainState,
     loader: Loader,
     *,
@@ -58,7 +58,7 @@ def train(
       state: the state at step 0; its arrays are given up. A checkpoint in cfg.out replaces it.
       events: run at boundaries, in list order; made by `every` and `at`.
       evaluate: parameters -> numbers by name.
-      flops_per_step: for the ledger and the FLOP utilisation (`ledger.decoder_flops`).
+      flops_per_step: for the ledger and the FLOP utilisation (`models.flops`).
       learning_rate: update number from 0 -> rate, to be logged.
       config_dict: the resolved configuration of everything, written to cfg.out; a resumed run must have the
         same.
@@ -100,7 +100,7 @@ class _Pending:
 @dataclasses.dataclass
 class _Run:
     cfg: RunConfig
-    step: Step
+    step: Step | Phased
     state: TrainState
     loader: Loader
     events: Sequence[scheduled.Scheduled]
@@ -237,14 +237,21 @@ class _Run:
         ids = np.asarray(batch.get("sequence_ids", ()), np.int64)
         weight = batch.get("loss_weight")
         tokens = 0.0 if weight is None else float(np.count_nonzero(weight)) * jax.process_count()
+        if self.step.at(self.at) is not self.step.at(max(0, self.at - 1)):
+            self._next_phase()
         self._doing(COMPUTING)
         with self.trace.before(self.at + 1, lambda: self._drain(0)):
             on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)
-            self.state, metrics = self.step.run(self.state, on_device)
+            self.state, metrics = self.step.at(self.at).run(self.state, on_device)
         self.at += 1
         self.pending.append(_Pending(self.at, metrics, ids, tokens))
         self._drain(self.cfg.lag)
         self.trace.after(self.at, lambda: self._drain(0))
+
+    def _next_phase(self) -> None:
+        self._drain(0)  # their cost is that of the phase before
+        self._measure()
+        self.seen.discard(COMPUTING)
 
     def _drain(self, lag: int) -> None:
         """Reads the metrics of all but the newest `lag` updates."""
@@ -328,7 +335,7 @@ class _Run:
     def _measure(self) -> None:
         """Sizes and cost of the state as it is now; events may change both."""
         self.ledger = self.ledger.of(self.state)
-        self.cost = ledgers.cost_of(self.flops, self.state.params)
+        self.cost = ledgers.cost_of(self.flops, self.state.params, self.at)
         devices = [jax.devices()[0]] if self.step.mesh is None else list(self.step.mesh.devices.flat)
         peak = peak_flops(devices[0].device_kind)
         self.peak = None if peak is None else peak * len(devices)

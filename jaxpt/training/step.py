@@ -41,6 +41,30 @@ class Step:
     probe: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
     mesh: Mesh | None
 
+    def at(self, update: int) -> Step:
+        """The step of this update; all have the same."""
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Phased:
+    """Steps one after the other on the same state, for a run whose objective changes on the way.
+
+    Attributes:
+      steps: (number of the first update it does, from 0, ascending; the step).
+    """
+
+    steps: tuple[tuple[int, Step], ...]
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """Where all of them run."""
+        return self.steps[0][1].mesh
+
+    def at(self, update: int) -> Step:
+        """The step of this update."""
+        return [step for first, step in self.steps if first <= update][-1]
+
 
 def make_step(
     loss: Loss,

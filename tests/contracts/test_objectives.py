@@ -57,11 +57,11 @@ ROWS = {
         image_classification,
         vit.Config(layers=1, width=16, heads=2, ffn=24, image_size=8, patch_size=4, classes=5, initializer_stddev=0.3), vit,
     ),
-    "masked lm": Row(masked_lm, masked_lm.Config(model=ENCODER, masking=MASKING), encoder),
-    "masked lm on a decoder": Row(masked_lm, masked_lm.Config(model=DECODER, masking=MASKING)),
-    "masked next token": Row(masked_next_token, masked_next_token.Config(model=DECODER, masking=SPANS)),
-    "hybrid": Row(hybrid_lm, hybrid_lm.Config(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
-    "denoising": Row(denoising, denoising.Config(model=DECODER, mixture=MIXTURE)),
+    "masked lm": Row(masked_lm, masked_lm.MaskedLM(model=ENCODER, masking=MASKING), encoder),
+    "masked lm on a decoder": Row(masked_lm, masked_lm.MaskedLM(model=DECODER, masking=MASKING)),
+    "masked next token": Row(masked_next_token, masked_next_token.MaskedNextToken(model=DECODER, masking=SPANS)),
+    "hybrid": Row(hybrid_lm, hybrid_lm.HybridLM(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
+    "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
 TEXTS = [name for name in ROWS if name != "image classification"]

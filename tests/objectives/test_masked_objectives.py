@@ -22,7 +22,7 @@ BERT = encoder.Config(
     vocab_size=V, layers=1, width=16, heads=2, ffn=24, initializer_stddev=0.3, learned_positions=S, mlm_head=True
 )
 MASKING = Masking(mask_id=3, vocab_size=V, rate=0.3, special_ids=(0, 1))
-MNTP = masked_next_token.Config(model=CFG, masking=MASKING)
+MNTP = masked_next_token.MaskedNextToken(model=CFG, masking=MASKING)
 SEGMENTS = np.asarray([[1] * 7 + [2] * 6 + [0] * 3] * B)
 
 
@@ -67,7 +67,7 @@ def log_p(logits, rows, positions, labels):
 
 @pytest.mark.parametrize("model", [CFG, BERT], ids=["decoder", "encoder"])
 def test_masked_lm_is_the_negative_log_likelihood_of_the_hidden_tokens(model):
-    cfg = masked_lm.Config(model=model, masking=MASKING)
+    cfg = masked_lm.MaskedLM(model=model, masking=MASKING)
     drawn = draw(masked_lm, cfg, batch())
     found = jax.jit(lambda p: masked_lm.of_corrupted(p, drawn, cfg))(params(model))
     logits = logits_of(drawn["inputs"], drawn["segment_ids"], None, model)
@@ -99,7 +99,7 @@ def test_the_state_before_a_hidden_token_predicts_it():
 def test_the_logits_of_all_tokens_are_never_formed():
     """At V = 32000 and S = 512 the temporaries of a masked loss and its gradient stay under one [B, S, V] buffer."""
     model = dataclasses.replace(BERT, vocab_size=32_000, learned_positions=512)
-    cfg = masked_lm.Config(model=model, masking=Masking(mask_id=3, vocab_size=32_000))
+    cfg = masked_lm.MaskedLM(model=model, masking=Masking(mask_id=3, vocab_size=32_000))
     shapes = jax.eval_shape(lambda: encoder.init(jax.random.key(0), model))
     ids = jax.ShapeDtypeStruct((2, 512), jnp.int32)
 
@@ -111,7 +111,7 @@ def test_the_logits_of_all_tokens_are_never_formed():
 
 
 def hybrid(masked, **kwargs):
-    return hybrid_lm.Config(model=CFG, masking=MASKING, masked=masked, **kwargs)
+    return hybrid_lm.HybridLM(model=CFG, masking=MASKING, masked=masked, **kwargs)
 
 
 def gradient(fn):
@@ -200,10 +200,14 @@ def test_masked_rows_see_both_ways_and_causal_rows_do_not():
         assert not found[row, :n].any()
 
 
-@pytest.mark.parametrize("module", [masked_lm, masked_next_token])
-def test_what_stood_at_a_hidden_position_cannot_be_seen(module):
+@pytest.mark.parametrize(
+    ("module", "kind"),
+    [(masked_lm, masked_lm.MaskedLM), (masked_next_token, masked_next_token.MaskedNextToken)],
+    ids=["masked", "next"],
+)
+def test_what_stood_at_a_hidden_position_cannot_be_seen(module, kind):
     """With [MASK] at all chosen positions, other original tokens there change the labels and nothing else."""
-    cfg = module.Config(model=CFG, masking=dataclasses.replace(MASKING, mask=1.0, random=0.0))
+    cfg = kind(model=CFG, masking=dataclasses.replace(MASKING, mask=1.0, random=0.0))
     drawn = draw(module, cfg, batch())
     hidden = np.asarray(drawn["inputs"]) == 3
     assert hidden.any(1).all()
@@ -218,7 +222,7 @@ def mixture(*denoisers):
 
 
 def test_denoising_is_the_prefix_lm_of_its_rows():
-    cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("R", 0.3, 2.0), Denoiser("S", 0.25, None)))
+    cfg = denoising.Denoising(model=CFG, mixture=mixture(Denoiser("R", 0.3, 2.0), Denoiser("S", 0.25, None)))
     drawn = draw(denoising, cfg, batch())
     found = jax.jit(lambda p: denoising.of_corrupted(p, drawn, cfg))(params())
     logits = logits_of(drawn["inputs"], None, drawn["prefix"])
@@ -234,7 +238,7 @@ def test_denoising_is_the_prefix_lm_of_its_rows():
 
 
 def test_targets_are_seen_in_order_and_inputs_by_all():
-    cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("X", 0.5, 2.0)))
+    cfg = denoising.Denoising(model=CFG, mixture=mixture(Denoiser("X", 0.5, 2.0)))
     drawn = draw(denoising, cfg, batch())
     found, size = sensitivity(cfg, denoising, drawn), drawn["inputs"].shape[1]
     at = np.arange(size)
@@ -246,7 +250,7 @@ def test_targets_are_seen_in_order_and_inputs_by_all():
 
 def test_sequential_denoising_is_causal_where_the_prefix_is_the_mode_token():
     """Of rows of two tokens S hides the second: with one mode and one token before it, plain next-token losses."""
-    cfg = denoising.Config(model=CFG, mixture=mixture(Denoiser("S", 0.25, None)))
+    cfg = denoising.Denoising(model=CFG, mixture=mixture(Denoiser("S", 0.25, None)))
     ids = batch(segments=False)["inputs"][:, :2]
     found = jax.jit(lambda p: denoising.loss(p, {"inputs": ids}, jax.random.key(0), cfg))(params())
     rows = jnp.concatenate([jnp.full((B, 1), 3), ids, jnp.full((B, 1), 1)], 1)
@@ -258,15 +262,15 @@ def test_sequential_denoising_is_causal_where_the_prefix_is_the_mode_token():
 
 def test_impossible_settings_are_named():
     with pytest.raises(ValueError, match="mlm_head=True"):
-        masked_lm.Config(model=dataclasses.replace(BERT, mlm_head=False), masking=MASKING)
-    for module in (masked_lm, masked_next_token):
+        masked_lm.MaskedLM(model=dataclasses.replace(BERT, mlm_head=False), masking=MASKING)
+    for kind in (masked_lm.MaskedLM, masked_next_token.MaskedNextToken):
         with pytest.raises(ValueError, match="33 tokens, the model has vocab_size=32"):
-            module.Config(model=CFG, masking=dataclasses.replace(MASKING, vocab_size=33))
+            kind(model=CFG, masking=dataclasses.replace(MASKING, vocab_size=33))
     with pytest.raises(ValueError, match=r"fraction between 0 and 1, got \(3, 2\)"):
         hybrid((3, 2))
     with pytest.raises(ValueError, match="1/3 of 4 rows is no whole number"):
         hybrid_lm.loss(params(), batch(), jax.random.key(0), hybrid((1, 3)))
     with pytest.raises(ValueError, match="uses token 40, the model has vocab_size=32"):
-        denoising.Config(
+        denoising.Denoising(
             model=CFG, mixture=Mixture(modes=(("R", 2), ("S", 3), ("X", 4)), sentinel=40, sentinels=8, eos_id=1)
         )

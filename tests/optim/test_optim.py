@@ -13,7 +13,7 @@ import pytest
 from jaxpt import weights
 from jaxpt.core import spec as specs
 from jaxpt.core import trees
-from jaxpt.optim import SCHEDULES, adam, groups, warmup_cosine
+from jaxpt.optim import SCHEDULES, AdamConfig, adam, groups, warmup_cosine
 
 
 @functools.cache
@@ -120,3 +120,16 @@ def test_groups_run_under_jit_and_keep_moments_for_their_own_arrays_only():
 def test_an_array_that_no_group_matches_is_an_error():
     with pytest.raises(ValueError, match="no optimizer group matches 'embedding'; the patterns are"):
         groups([("*/kernel", adam(1e-3)), ("norm", adam(1e-3))]).init(params())
+
+
+def test_a_cooldown_ends_any_schedule_on_a_line_to_zero():
+    """Warm-up, stable, decay: up to the peak, the peak, and from the first update of the last share down."""
+    rates = AdamConfig(rate=2.0, schedule="constant", warmup=0.2, cooldown=0.5).rates(10)
+    found = [float(rates(t)) for t in range(11)]
+    np.testing.assert_allclose(found, [1, 2, 2, 2, 2, 2, 1.6, 1.2, 0.8, 0.4, 0], rtol=1e-6)
+    whole, cooled = AdamConfig(warmup=0.1).rates(80), AdamConfig(warmup=0.08, cooldown=0.2).rates(100)
+    for t in (0, 7, 8, 40, 79):
+        np.testing.assert_allclose(cooled(t), whole(t), rtol=1e-6)
+    np.testing.assert_allclose([cooled(80), cooled(90)], [whole(79), whole(79) / 2], rtol=1e-6)
+    with pytest.raises(ValueError, match="0 <= warmup <= steps"):
+        AdamConfig(warmup=0.6, cooldown=0.5).rates(10)

@@ -9,7 +9,6 @@ import recipes
 from jaxpt import pretrain
 from jaxpt.core import config, trees
 from jaxpt.core import spec as specs
-from jaxpt.models import decoder
 
 PRESETS = [(name, preset) for name in recipes.names() for preset in recipes.load(name).presets]
 
@@ -21,7 +20,7 @@ def test_every_arm_has_a_model_an_optimizer_and_events(name, preset):
     assert recipe.method in recipe.arms and recipe.committed_preset in recipe.presets
     for arm, make in recipe.arms.items():
         cfg = make(setting)
-        spec, optimizer = decoder.spec(cfg.model), cfg.optimizer.make(cfg.run.steps)
+        spec, optimizer = cfg.objective.on(cfg.model).spec(), cfg.optimizer.make(cfg.run.steps)
         state = jax.eval_shape(optimizer.init, specs.abstract(trees.split(spec)[0]))
         assert specs.count(spec) > 0 and jax.tree.leaves(state), arm
         assert pretrain.flops_per_step(cfg)(spec).nominal > 0

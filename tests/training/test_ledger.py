@@ -12,8 +12,9 @@ import pytest
 from jaxpt import optim, weights
 from jaxpt.core import spec as specs
 from jaxpt.models import decoder
+from jaxpt.models.flops import decoder_flops
 from jaxpt.training import state as states
-from jaxpt.training.ledger import Ledger, cost_of, decoder_flops, lm_flops, memory_model, persistent_bytes
+from jaxpt.training.ledger import Ledger, cost_of, lm_flops, memory_model, persistent_bytes
 from jaxpt.weights import Cost, pruning
 
 CFG = decoder.Config(vocab_size=50, layers=3, width=16, heads=2, ffn=40)
@@ -149,4 +150,4 @@ def test_sums_of_operations_are_never_rounded():
 def test_the_cost_may_be_a_function_of_the_parameters():
     assert cost_of(None, {}) == Cost(0, 0)
     assert cost_of(Cost(1, 2), {}) == Cost(1, 2)
-    assert cost_of(lambda p: Cost(float(np.size(p)), 0.0), np.zeros(5)) == Cost(5, 0)
+    assert cost_of(lambda p, t: Cost(float(np.size(p)), t), np.zeros(5), 3) == Cost(5, 3)

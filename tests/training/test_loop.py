@@ -21,6 +21,7 @@ from jaxpt.data.held_out import held_out
 from jaxpt.data.records import TokenRecords
 from jaxpt.evaluate import bits_per_byte, make_scorer
 from jaxpt.models import decoder
+from jaxpt.models.flops import decoder_flops
 from jaxpt.objectives import causal_lm
 from jaxpt.sharding import MeshConfig, make_mesh
 from jaxpt.training.checkpoint import ResumeError
@@ -114,7 +115,7 @@ def test_the_ledger_is_the_same_with_and_without_a_stop(data, tmp_path):
     resumed = tiny_run.run(Tiny(str(tmp_path), steps=8), data)
     assert resumed.resumed_from == 3 and resumed.ledger == whole.ledger
     assert whole.ledger.steps == 8 and whole.ledger.parameters == specs.count(whole.state.trainable)
-    cost = tiny_run.ledger.decoder_flops(whole.state.params, MODEL, tiny_run.BATCH, tiny_run.SEQUENCE)
+    cost = decoder_flops(whole.state.params, MODEL, tiny_run.BATCH, tiny_run.SEQUENCE)
     assert whole.ledger.flops_nominal == 8 * cost.nominal and whole.ledger.flops_executed == 8 * int(cost.executed)
     assert whole.ledger.tokens == tiny_run.make_loader(data).ledger(8)["tokens"]
 
@@ -146,8 +147,8 @@ def test_of_a_run_config_only_the_steps_decide_and_resume_anyway_is_possible(dat
     assert result.resumed_from == 3 and int(result.state.step) == 5
 
 
-def cost(params):
-    return tiny_run.ledger.decoder_flops(params, MODEL, tiny_run.BATCH, tiny_run.SEQUENCE)
+def cost(params, _):
+    return decoder_flops(params, MODEL, tiny_run.BATCH, tiny_run.SEQUENCE)
 
 
 def densify(step, state):

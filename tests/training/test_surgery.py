@@ -16,6 +16,7 @@ import tiny_run
 from jaxpt import optim, weights
 from jaxpt.core import trees
 from jaxpt.models import decoder
+from jaxpt.models.flops import decoder_flops
 from jaxpt.objectives import causal_lm
 from jaxpt.optim import RampedAdam, Ramps, RestartSchedule
 from jaxpt.sharding import MeshConfig, make_mesh
@@ -57,7 +58,7 @@ class Job:
 
     def run(self, data, out, plan, **kwargs):
         how = RunConfig(UPDATES, out, checkpoint_every=2, log_every=1, tensorboard=False, quiet=True)
-        cost = lambda params: tiny_run.ledger.decoder_flops(params, self.model, tiny_run.BATCH, tiny_run.SEQUENCE)  # noqa: E731
+        cost = lambda params, _: decoder_flops(params, self.model, tiny_run.BATCH, tiny_run.SEQUENCE)  # noqa: E731
         loader = tiny_run.make_loader(data)
         return train(how, self.step, self.create(), loader, events=plan, flops_per_step=cost, **kwargs)
 

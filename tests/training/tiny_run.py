@@ -35,9 +35,10 @@ from jaxpt.data.shards import Item, write_folder
 from jaxpt.data.vocabularies import ByteVocabulary
 from jaxpt.evaluate import bits_per_byte, make_scorer
 from jaxpt.models import decoder
+from jaxpt.models.flops import decoder_flops
 from jaxpt.objectives import causal_lm
 from jaxpt.sharding import MeshConfig, distributed, local_rows, make_mesh
-from jaxpt.training import events, ledger
+from jaxpt.training import events
 from jaxpt.training import state as states
 from jaxpt.training.loop import train
 from jaxpt.training.run import Result, RunConfig
@@ -193,7 +194,7 @@ def run(tiny: Tiny, data: Path, **kwargs: Any) -> Result:
     )
     if tiny.evaluate_every:
         kwargs["evaluate"] = evaluation(data, mesh, cfg)
-    flops = ledger.decoder_flops(state.params, cfg, BATCH, SEQUENCE)
+    flops = decoder_flops(state.params, cfg, BATCH, SEQUENCE)
     kwargs = {"flops_per_step": flops, "config_dict": described, "events": _faults(tiny, data, loader)} | kwargs
     return train(how, step, state, loader, **kwargs)
 
