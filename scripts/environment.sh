@@ -36,7 +36,7 @@ prepare_venv() {
   wanted=$(cat setup.cfg pyproject.toml | cksum)
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     say "installing jaxpt${extras:+[$extras]} (one to three minutes the first time)"
-    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".${extras:+[$extras]}"
     echo "$wanted" >"$stamp"
   fi
 }

@@ -3,9 +3,11 @@
     python scripts/memory_table.py                                      # by the memory model, in seconds
     python scripts/memory_table.py --compile v5e:2x4 --size 1b          # and by the TPU compiler, minutes an arm
     python scripts/memory_table.py --compile v5e:2x4 --size 1b --arm galore fira
+    python scripts/memory_table.py --layerwise v5e:1x1 --size 1b --arm "full rank" "adam 8 bit"
 
 Weights and optimizer are exact: shapes and formats of the state. "Step" adds gradients, activations and workspace, one
 sequence a microbatch and block inputs alone kept, on one chip; with --compile it is the compiler's, per chip of the slice.
+--layerwise compiles the ordinary step and the one that updates each layer in the backward pass, 16 sequences a chip.
 """
 
 from __future__ import annotations
@@ -14,11 +16,18 @@ import argparse
 import sys
 from pathlib import Path
 
+import jax
+from jax.sharding import Mesh
+
 from jaxpt import reporting
 from jaxpt.core import spec as specs
 from jaxpt.models import decoder
 from jaxpt.sharding import aot, topology
+from jaxpt.sharding.report import Report
 from jaxpt.training import memory
+from jaxpt.training.layerwise import make_layerwise_step
+from jaxpt.training.state import TrainState
+from jaxpt.training.step import Step
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # recipes are run from the repository, not installed
 from recipes import memory_benchmark
@@ -52,10 +61,36 @@ def rows(size: str, where: topology.Topology | None, arms: list[str]) -> list[li
             job = aot.Job(cfg.model, optimizer, batch=data.batch_size, length=data.sequence_length,
                           accumulate=data.batch_size // (16 * where.chips), mesh=cfg.mesh, name=arm)  # fmt: skip
             report = aot.compile_job(job, where)
-            row.append(f"{report.memory.total / 2**30:.2f} {'' if report.fits else '(refused)'}".strip())
+            row.append(_gib(report))
             print(f"{arm}: {row[-1]} GiB on {where.name}", file=sys.stderr, flush=True)
         found.append(row)
     return found
+
+
+def layerwise_rows(size: str, where: topology.Topology, arms: list[str]) -> list[list[str]]:
+    """One row an arm: GiB a chip of both steps, as compiled, neither with microbatches."""
+    setting = memory_benchmark.PRESETS[f"paper_{size}"]
+    found = []
+    for arm in arms:
+        cfg = memory_benchmark.ARMS[arm](setting)
+        optimizer, batch, length = cfg.optimizer.make(cfg.run.steps), 16 * where.chips, setting.data.sequence_length
+        job = aot.Job(cfg.model, optimizer, batch=batch, length=length, mesh=cfg.mesh)
+        shapes = {name: jax.ShapeDtypeStruct((batch, length), dtype) for name, dtype in job.arrays.items()}
+
+        def build(mesh: Mesh, shardings: TrainState, job: aot.Job = job) -> Step:
+            return make_layerwise_step(job.cfg, job.optimizer, mesh=mesh, shardings=shardings)
+
+        reports = [
+            aot.compile_job(job, where),
+            aot.compile_step(build, decoder.spec(cfg.model), optimizer, shapes, where, cfg.mesh),
+        ]
+        found.append([arm, *(_gib(report) for report in reports)])
+        print(" ".join(found[-1]), file=sys.stderr, flush=True)
+    return found
+
+
+def _gib(report: Report) -> str:
+    return f"{report.memory.total / 2**30:.2f} {'' if report.fits else '(refused)'}".strip()
 
 
 def _gb(nbytes: float) -> str:
@@ -67,10 +102,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--size", nargs="+", default=["60m", "1b", "7b"])
     parser.add_argument("--compile", metavar="TOPOLOGY", help="also compile every arm for this slice")
+    parser.add_argument(
+        "--layerwise", metavar="TOPOLOGY", help="compile both kinds of steps for this slice, no table else"
+    )
     arms = list(memory_benchmark.ARMS)
     parser.add_argument("--arm", nargs="+", default=arms, choices=arms, help="these arms alone")
     options = parser.parse_args()
     where = topology.parse(options.compile) if options.compile else None
+    if options.layerwise:
+        for size in options.size:
+            header = ["arm", "all gradients", "layer by layer"]
+            rows_of = layerwise_rows(size, topology.parse(options.layerwise), options.arm)
+            print(f"\n{size}, GiB a chip of {options.layerwise}\n\n{reporting.table([header, *rows_of])}")
+        return 0
     header = ["arm", "M parameters", "weights GB", "optimizer GB", "both GB", "in the paper GB", "step GB, one chip"]
     if where:
         header.append(f"step GiB, {where.name}")

@@ -29,6 +29,25 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def let_every_process_cache() -> None:
+    """JAX lets the first process alone write what it compiled, though on CPUs each has programs of its own; they would all
+    be compiled again by every run of a test. Where its insides are not as expected, they are."""
+    from jax._src import compiler, distributed
+
+    write = getattr(compiler, "_cache_write", None)
+    if write is None:
+        return
+
+    def as_the_first(*args: object, **kwargs: object) -> None:
+        own, distributed.global_state.process_id = distributed.global_state.process_id, 0
+        try:
+            write(*args, **kwargs)
+        finally:
+            distributed.global_state.process_id = own
+
+    compiler._cache_write = as_the_first
+
+
 def child(index: int, count: int, port: int, devices: int, folder: Path, data: str, tiny: str) -> None:
     """One process of the run; does not return."""
     for number, name in ((1, "out"), (2, "err")):
@@ -36,6 +55,7 @@ def child(index: int, count: int, port: int, devices: int, folder: Path, data: s
     os.environ["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     start = ["--coordinator", f"127.0.0.1:{port}", "--num-processes", str(count), "--process-id", str(index)]
     sys.argv = [tiny_run.__file__, data, tiny, *start]
+    let_every_process_cache()
     try:
         tiny_run.main()
     except BaseException:
