@@ -94,14 +94,17 @@ def scale_by_adam_8bit(
             direction = mu / (1 - b1**t) / (jnp.sqrt(nu / (1 - b2**t)) + eps)
             return direction.astype(g.dtype), written(mu, m), written(nu, v)
 
-        def layers(g: Array, m: Quantised | Array, v: Quantised | Array) -> tuple[Array, Any, Any]:
+        def layers(g: Array | None, m: Quantised | Array, v: Quantised | Array) -> tuple[Array | None, Any, Any]:
             """One layer after another where layers are stacked, so that only one has its moments in float32."""
+            if g is None:  # not of this part of the parameters (`training.layerwise`)
+                return None, m, v
             if g.ndim < 3 or not isinstance(m, Quantised):
                 return one(g, m, v)
             return jax.lax.map(lambda of_layer: one(*of_layer), (g, m, v))
 
-        found = jax.tree.map(layers, gradients, state.mu, state.nu)
-        updates, mu, nu = (jax.tree.map(lambda _, x, i=i: x[i], gradients, found) for i in range(3))
+        is_none = lambda x: x is None  # noqa: E731
+        found = jax.tree.map(layers, gradients, state.mu, state.nu, is_leaf=is_none)
+        updates, mu, nu = (jax.tree.map(lambda _, x, i=i: x[i], gradients, found, is_leaf=is_none) for i in range(3))
         return updates, Adam8bitState(count, mu, nu)
 
     return optax.GradientTransformation(init, update)

@@ -30,6 +30,7 @@ SPARSE = dataclasses.replace(
 OPTIMIZERS = {
     "adam": (optim.AdamConfig(weight_decay=0.1), CFG),
     "adam, sparse and low rank": (optim.AdamConfig(weight_decay=0.1), SPARSE),
+    "adam, 8 bit": (optim.Adam8bitConfig(), dataclasses.replace(CFG, tied_head=False)),
     "galore": (optim.GaloreConfig(rank=4, gap=2, weight_decay=0.1), CFG),
     "fira": (optim.FiraConfig(rank=4, gap=2), CFG),
     "stable spam": (optim.StableSpamConfig(gap=2, theta=0.9), CFG),
