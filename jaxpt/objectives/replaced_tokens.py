@@ -107,7 +107,9 @@ class ReplacedTokens(Objective):
         of, cfg = params["generator"], self.generator_model
         judge = (of if self.generator.sharing == "all" else {}) | params["discriminator"]
         tokens, attended = batch_size * sequence_length, batch_size * sequence_length**2
-        found = [flops.encoder_flops(of, cfg, batch_size, sequence_length, batch_size * self.masking.size(sequence_length))]
+        found = [
+            flops.encoder_flops(of, cfg, batch_size, sequence_length, batch_size * self.masking.size(sequence_length))
+        ]
         if cfg.decoder_positions:
             stack = flops.stack_flops(of, cfg, tokens, attended)
             more = (enhanced_mask_decoder.ROUNDS - 1) / cfg.layers
@@ -206,7 +208,11 @@ def sample(generator: Params, states: Float[Array, "B N E"], keys: Array) -> Int
 
 
 def detect(
-    discriminator: Params, original: Int[Array, "B S"], ids: Int[Array, "B S"], batch: dict[str, Array], cfg: encoder.Config
+    discriminator: Params,
+    original: Int[Array, "B S"],
+    ids: Int[Array, "B S"],
+    batch: dict[str, Array],
+    cfg: encoder.Config,
 ) -> Detection:
     """The discriminator's logits for these ids, which are replaced where they differ from the original ones."""
     hidden = encoder.apply(discriminator, ids, cfg, **_around(batch))
