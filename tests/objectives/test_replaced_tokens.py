@@ -24,7 +24,7 @@ from jaxpt.training.step import make_step
 
 B, S, V = 4, 16, 32
 MODEL = encoder.Config(
-    vocab_size=V, layers=2, width=16, heads=2, ffn=24, initializer_stddev=0.3, learned_positions=S, rtd_head="token"
+    vocab_size=V, layers=1, width=16, heads=2, ffn=24, initializer_stddev=0.3, learned_positions=S, rtd_head="token"
 )
 MASKING = Masking(mask_id=3, vocab_size=V, rate=0.3, special_ids=(0, 1), mask=0.85, random=0.0)
 HALF = {"none": 0.5, "embeddings": 0.5, "gradient_disentangled": 1.0, "all": 1.0}
@@ -58,12 +58,14 @@ def drawn(cfg):
 def gradients(cfg):
     """Of each of the two losses alone, by path."""
 
+    given = drawn(cfg)
+
     def mean(tree, part):
         only = {"generator_weight": float(part == 0), "discriminator_weight": float(part == 1)}
-        found = rtd.of_corrupted(tree, drawn(cfg), dataclasses.replace(cfg, **only))
+        found = rtd.of_corrupted(tree, given, dataclasses.replace(cfg, **only))
         return found.sums.sum() / found.weights.sum()
 
-    both = [jax.jit(jax.grad(functools.partial(mean, part=part)))(params(cfg)) for part in (0, 1)]
+    both = jax.jit(lambda tree: [jax.grad(functools.partial(mean, part=part))(tree) for part in (0, 1)])(params(cfg))
     return [dict(trees.leaves_with_path(g)) for g in both]
 
 
@@ -72,13 +74,14 @@ def test_the_loss_is_the_two_means_of_the_paper():
     cfg = objective()
     of, judge = cfg.parts(params(cfg))
     given = {name: np.asarray(x) for name, x in drawn(cfg).items()}
-    hidden = encoder.apply(of, given["masked_inputs"], cfg.generator_model, segments=batch()["segment_ids"])
-    states_ = rtd.fill(of, given["masked_inputs"], given["predict_index"], drawn(cfg), cfg.generator_model)
+    masked, index = (drawn(cfg)[name] for name in ("masked_inputs", "predict_index"))
+    hidden = encoder.apply(of, masked, cfg.generator_model, segments=batch()["segment_ids"])
+    filled = rtd.fill(of, masked, index, drawn(cfg), cfg.generator_model)
     log_p = np.asarray(jax.nn.log_softmax(encoder.mlm_logits(of, hidden, cfg.generator_model)), np.float64)
     rows, entries = np.nonzero(given["predict_weight"])
     where, labels = given["predict_index"][rows, entries], given["predict_labels"][rows, entries]
     assert (labels == given["inputs"][rows, where]).all()
-    guesses = np.asarray(rtd.sample(of, states_, given["sample_key"]))
+    guesses = np.asarray(rtd.sample(of, filled, drawn(cfg)["sample_key"]))
     replaced = given["inputs"].copy()
     replaced[rows, where] = guesses[rows, entries]
     fake, real = replaced != given["inputs"], np.asarray(batch()["segment_ids"]) > 0
@@ -187,7 +190,8 @@ def test_disentangled_tables_start_as_shared_ones():
     found = []
     for cfg in (one, other):
         tree = specs.init(jax.random.key(0), cfg.spec())
-        found.append(jax.jit(lambda tree, cfg=cfg: rtd.of_corrupted(tree, drawn(cfg), cfg))(tree).sums)
+        loss = jax.jit(lambda tree, given, cfg=cfg: rtd.of_corrupted(tree, given, cfg).sums)
+        found.append(loss(tree, drawn(cfg)))
         assert all(not x.any() for x in jax.tree.leaves(tree["discriminator"].get("delta", {})))
     np.testing.assert_array_equal(*found)
 
@@ -249,7 +253,7 @@ def test_the_generator_has_the_sizes_of_the_papers():
 
 def test_the_enhanced_decoder_reads_positions_out_of_the_generator_alone():
     model = dataclasses.replace(
-        MODEL, learned_positions=0, token_types=0, decoder_positions=S, disentangled=Disentangled(8, 64)
+        MODEL, layers=2, learned_positions=0, token_types=0, decoder_positions=S, disentangled=Disentangled(8, 64)
     )
     cfg = dataclasses.replace(objective("gradient_disentangled"), model=model)
     assert "decoder_positions" in cfg.spec()["generator"] and "decoder_positions" not in cfg.spec()["discriminator"]
