@@ -18,7 +18,15 @@ from jaxpt.core import spec as specs
 from jaxpt.layers.disentangled import Disentangled
 from jaxpt.models import decoder, encoder, vit
 from jaxpt.models.generator import Generator
-from jaxpt.objectives import causal_lm, denoising, hybrid_lm, image_classification, masked_lm, masked_next_token
+from jaxpt.objectives import (
+    causal_lm,
+    courses,
+    denoising,
+    hybrid_lm,
+    image_classification,
+    masked_lm,
+    masked_next_token,
+)
 from jaxpt.objectives import replaced_tokens as rtd
 from jaxpt.objectives.base import Objective
 from jaxpt.objectives.corruption import Masking
@@ -78,6 +86,7 @@ ROWS = {
     "hybrid": Row(hybrid_lm, hybrid_lm.HybridLM(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
     "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
     "replaced tokens": Row(rtd, rtd.ReplacedTokens(model=JUDGE, masking=REPLACED, generator=Generator(width=0.5))),
+    "courses": Row(courses, courses.Courses(model=JUDGE, masking=REPLACED, generator=Generator(width=0.5))),
     "replaced tokens, deberta": Row(rtd, rtd.ReplacedTokens(model=DEBERTA, masking=REPLACED, generator=GDES)),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
