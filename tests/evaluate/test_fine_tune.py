@@ -96,7 +96,7 @@ def test_layer_decay_scales_by_depth():
     assert found["model"]["blocks"]["x"][:, 0].tolist() == [0.125, 0.25, 0.5]
     assert found["model"]["embedding"].tolist() == [0.0625] * 2 and found["model"]["relative"]["table"] == 0.0625
     assert found["head"].tolist() == found["model"]["final_norm"].tolist() == [1]
-    with pytest.raises(ValueError, match='layers stacked under "blocks"'):
+    with pytest.raises(ValueError, match='layers stacked under "model/blocks"'):
         layer_decay(0.5, "model/").update({"head": jnp.ones(1)}, None)
 
 
