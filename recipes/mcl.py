@@ -102,7 +102,7 @@ def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> 
 
 
 def looked_at(params: Params, cfg: Pretrain, setting: Setting) -> dict[str, dict[str, float]]:
-    """Shares of replaced tokens, and of wrong verdicts on what the generator filled: of ELECTRA's course, and of all three."""
+    """Shares of replaced tokens, and of wrong verdicts on what the generator filled: in ELECTRA's course, and in all."""
     spec = cfg.objective.on(cfg.model).spec()
     start = specs.init(jax.random.key(0), spec)
     found: dict[str, dict[str, float]] = {"start": {}, "end": {}, "tuning": {}}
