@@ -4,9 +4,13 @@ memory-efficient pretraining."""
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
+import numpy as np
+
 from jaxpt.core import spec as specs
+from jaxpt.data.held_out import Part, held_out
 from jaxpt.models import decoder
 from jaxpt.optim import AdamConfig, OptimizerConfig
 from jaxpt.pretrain import DataConfig, Pretrain
@@ -82,3 +86,16 @@ def with_steps(cfg: P, steps: int) -> P:
 def parameters(cfg: Pretrain) -> int:
     """Trainable numbers."""
     return specs.count(decoder.spec(cfg.model))
+
+
+def held_out_batches(cfg: Pretrain, part: Part) -> Iterator[dict[str, np.ndarray]]:
+    """The batches on which a run is scored: of this part, `evaluation_tokens` at most."""
+    records = cfg.data.open(cfg.model.vocab_size).validation
+    size, length = cfg.data.batch_size, cfg.data.sequence_length
+    return held_out(records, length, size, part=part, max_tokens=cfg.data.evaluation_tokens).batches()
+
+
+def package(document: str) -> str | None:
+    """python-code:asyncio.events is of asyncio: labels for a linear probe."""
+    corpus, _, module = document.partition(":")
+    return module.split(".")[0] if corpus == "python-code" and "." in module else None

@@ -39,7 +39,7 @@ from jaxpt.pretrain import DataConfig, Pretrain
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
 from jaxpt.training.run import RunConfig
-from recipes.common import with_embedding, with_steps
+from recipes.common import package, with_embedding, with_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -103,12 +103,6 @@ def probes(params: Params, cfg: Pretrain) -> dict[str, Any]:
         for name, mask in (("full", masks.full(None)), ("causal", masks.causal(None)))
     }
     return found | {"probe majority": windows.majority, "probe labels": len(windows.names)}
-
-
-def package(document: str) -> str | None:
-    """python-code:asyncio.events is of asyncio."""
-    corpus, _, module = document.partition(":")
-    return module.split(".")[0] if corpus == "python-code" and "." in module else None
 
 
 def claim(run: Claim) -> Table:

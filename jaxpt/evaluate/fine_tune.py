@@ -17,7 +17,7 @@ import dataclasses
 import itertools
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,6 @@ import numpy as np
 import optax
 
 from jaxpt import optim
-from jaxpt.core import trees
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray, PyTree
 from jaxpt.data.vocabularies import Vocabulary
@@ -34,12 +33,12 @@ from jaxpt.evaluate.report import Report
 from jaxpt.evaluate.scoring import LENGTHS
 from jaxpt.models import decoder, encoder
 from jaxpt.objectives.base import Losses
+from jaxpt.optim.layer_decay import layer_decay
 from jaxpt.optim.schedules import warmup_linear
 from jaxpt.training import state as states
 from jaxpt.training.step import Batch, Step, make_step
 
 VERSION = 1  # of the procedure
-BELOW = ("embedding", "positions", "token_types", "projection", "relative")  # the first layer; beginnings of names
 Features = Callable[[Params, Batch], Float[Array, "B D"]]
 Encode = Callable[[Example], tuple[list[int], list[int]]]  # token ids and token types (0 first text, 1 second)
 
@@ -231,7 +230,7 @@ class _Trainer:
 
         def chained(rate: float) -> optax.GradientTransformation:
             adam = optim.adam(rate, weight_decay=self.grid.weight_decay)
-            return optax.chain(adam, optax.scale_by_schedule(schedule), _by_depth(self.grid.layer_decay))
+            return optax.chain(adam, optax.scale_by_schedule(schedule), layer_decay(self.grid.layer_decay, "model/"))
 
         def optimizer(rate: float) -> optax.GradientTransformation:
             return optax.inject_hyperparams(chained)(rate=rate)
@@ -275,28 +274,6 @@ def _dropout(x: Array, rate: float, key: PRNGKeyArray | None, name: str) -> Arra
     if key is None or not rate:
         return x
     return jnp.where(jax.random.bernoulli(fold(key, name), 1 - rate, x.shape), x / (1 - rate), 0)
-
-
-def _by_depth(decay: float) -> optax.GradientTransformation:
-    """Scales updates by decay^(layers above): embeddings lowest, the head 1. Layers are the leading axis of "blocks"."""
-
-    def factor(path: str, x: Array, layers: int) -> Array:
-        if path.startswith("model/blocks/"):
-            depth = layers - jnp.arange(layers)
-            return decay ** depth.reshape(-1, *(1,) * (x.ndim - 1))
-        below = path.startswith(tuple(f"model/{name}" for name in BELOW))
-        return jnp.asarray(decay ** (layers + 1 if below else 0))
-
-    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
-        if decay == 1:
-            return updates, state
-        stacked = [x for path, x in trees.leaves_with_path(updates) if path.startswith("model/blocks/")]
-        if not stacked:
-            raise ValueError('layer_decay needs a model with layers stacked under "blocks"')
-        layers = stacked[0].shape[0]
-        return trees.map_with_path(lambda path, x: x * factor(path, x, layers).astype(x.dtype), updates), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _arrays(encoded: list[tuple[list[int], list[int]]], target: np.ndarray, length: int) -> dict[str, np.ndarray]:

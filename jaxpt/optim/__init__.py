@@ -2,10 +2,13 @@
 
 from jaxpt.optim.adam import AdamConfig, adam
 from jaxpt.optim.adam_8bit import Adam8bitConfig
+from jaxpt.optim.bert_adam import BertAdamConfig
 from jaxpt.optim.config import OptimizerConfig
 from jaxpt.optim.fira import FiraConfig
 from jaxpt.optim.galore import GaloreConfig
+from jaxpt.optim.grouped import GroupedConfig
 from jaxpt.optim.groups import groups
+from jaxpt.optim.layer_decay import layer_decay
 from jaxpt.optim.moments import reset_moments
 from jaxpt.optim.restarts import RampedAdam, Ramps, RestartSchedule
 from jaxpt.optim.schedules import SCHEDULES, warmup_cosine
@@ -14,6 +17,7 @@ from jaxpt.optim.stable_spam import StableSpamConfig
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     "adam": AdamConfig,
     "adam_8bit": Adam8bitConfig,
+    "bert_adam": BertAdamConfig,
     "fira": FiraConfig,
     "galore": GaloreConfig,
     "stable_spam": StableSpamConfig,
@@ -24,8 +28,10 @@ __all__ = [
     "SCHEDULES",
     "Adam8bitConfig",
     "AdamConfig",
+    "BertAdamConfig",
     "FiraConfig",
     "GaloreConfig",
+    "GroupedConfig",
     "OptimizerConfig",
     "RampedAdam",
     "Ramps",
@@ -33,6 +39,7 @@ __all__ = [
     "StableSpamConfig",
     "adam",
     "groups",
+    "layer_decay",
     "reset_moments",
     "warmup_cosine",
 ]

@@ -15,8 +15,20 @@ import pytest
 
 from jaxpt import objectives
 from jaxpt.core import spec as specs
+from jaxpt.layers.disentangled import Disentangled
 from jaxpt.models import decoder, encoder, vit
-from jaxpt.objectives import causal_lm, denoising, hybrid_lm, image_classification, masked_lm, masked_next_token
+from jaxpt.models.generator import Generator
+from jaxpt.objectives import (
+    causal_lm,
+    courses,
+    denoising,
+    hybrid_lm,
+    image_classification,
+    masked_lm,
+    masked_next_token,
+)
+from jaxpt.objectives import replaced_tokens as rtd
+from jaxpt.objectives.base import Objective
 from jaxpt.objectives.corruption import Masking
 from jaxpt.objectives.corruption.denoisers import Mixture
 from jaxpt.optim import AdamConfig
@@ -30,6 +42,13 @@ DECODER = decoder.Config(**SIZES)
 ENCODER = encoder.Config(**SIZES, learned_positions=32, mlm_head=True)
 MASKING = Masking(mask_id=3, vocab_size=V, rate=0.3, special_ids=(0, 1))
 SPANS = dataclasses.replace(MASKING, by="spans")
+JUDGE = dataclasses.replace(ENCODER, mlm_head=False, rtd_head="token")
+REPLACED = dataclasses.replace(MASKING, mask=0.85, random=0.0)
+DEBERTA = dataclasses.replace(
+    JUDGE, layers=2, learned_positions=0, token_types=0, rtd_head="token_and_first", decoder_positions=32,
+    disentangled=Disentangled(buckets=8, max_position=32),
+)  # fmt: skip
+GDES = Generator(depth=0.5, sharing="gradient_disentangled")
 MIXTURE = Mixture(modes=(("R", 4), ("S", 5), ("X", 6)), sentinel=31, sentinels=8, eos_id=1)
 
 
@@ -44,6 +63,10 @@ class Row:
     @property
     def model_cfg(self) -> Any:
         return getattr(self.cfg, "model", self.cfg)
+
+    @property
+    def spec(self) -> Any:
+        return self.cfg.spec() if isinstance(self.cfg, Objective) else self.model.spec(self.cfg)
 
     def of_dtype(self, dtype: str) -> Row:
         model = dataclasses.replace(self.model_cfg, compute_dtype=dtype, param_dtype=dtype)
@@ -62,9 +85,22 @@ ROWS = {
     "masked next token": Row(masked_next_token, masked_next_token.MaskedNextToken(model=DECODER, masking=SPANS)),
     "hybrid": Row(hybrid_lm, hybrid_lm.HybridLM(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
     "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
+    "replaced tokens": Row(rtd, rtd.ReplacedTokens(model=JUDGE, masking=REPLACED, generator=Generator(width=0.5))),
+    "courses": Row(courses, courses.Courses(model=JUDGE, masking=REPLACED, courses=("swapped", "inserted"))),
+    "replaced tokens, deberta": Row(rtd, rtd.ReplacedTokens(model=DEBERTA, masking=REPLACED, generator=GDES)),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
 TEXTS = [name for name in ROWS if name != "image classification"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    """Compiles without most optimizations, in half the time."""
+    jax.clear_caches()
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @functools.cache
@@ -89,7 +125,7 @@ def batch(name):
 @functools.cache
 def params(name, dtype="float32"):
     row = ROWS[name]
-    return jax.tree.map(lambda x: x.astype(dtype), row.model.init(jax.random.key(0), row.model_cfg))
+    return jax.tree.map(lambda x: x.astype(dtype), specs.init(jax.random.key(0), row.spec))
 
 
 def split(row):
@@ -211,7 +247,7 @@ def test_the_step_prepares_a_batch_once_for_all_microbatches(name):
 def test_a_mesh_gives_what_one_device_gives(name):
     """fsdp 4 x model 2: rows over four devices, matrices over both axes."""
     row, mesh = ROWS[name], make_mesh(MeshConfig(data=1, fsdp=4, model=2))
-    where = shardings(row.model.spec(row.model_cfg), mesh)
+    where = shardings(row.spec, mesh)
     with jax.set_mesh(mesh):
         placed = put_batch({k: np.asarray(x) for k, x in batch(name).items()}, mesh)
         found, gradient = compiled(name)(jax.device_put(params(name), where), placed, jax.random.key(1))

@@ -15,8 +15,9 @@ from jaxpt.data.documents import DataError, Document
 from jaxpt.data.vocabularies import ByteVocabulary
 from jaxpt.evaluate import classification as c
 from jaxpt.evaluate import lexicon
-from jaxpt.evaluate.fine_tune import Grid, _by_depth, decoder_features, encoder_features, fine_tune, sequence_encoder
+from jaxpt.evaluate.fine_tune import Grid, decoder_features, encoder_features, fine_tune, sequence_encoder
 from jaxpt.models import decoder, encoder
+from jaxpt.optim.layer_decay import layer_decay
 
 CFG = decoder.Config(vocab_size=259, width=16, heads=2, ffn=16, layers=1)
 ENCODE = sequence_encoder(ByteVocabulary(), 16)
@@ -91,12 +92,12 @@ def test_layer_decay_scales_by_depth():
         },
         "head": jnp.ones(1),
     }
-    found = _by_depth(0.5).update(tree, None)[0]
+    found = layer_decay(0.5, "model/").update(tree, None)[0]
     assert found["model"]["blocks"]["x"][:, 0].tolist() == [0.125, 0.25, 0.5]
     assert found["model"]["embedding"].tolist() == [0.0625] * 2 and found["model"]["relative"]["table"] == 0.0625
     assert found["head"].tolist() == found["model"]["final_norm"].tolist() == [1]
-    with pytest.raises(ValueError, match='layers stacked under "blocks"'):
-        _by_depth(0.5).update({"head": jnp.ones(1)}, None)
+    with pytest.raises(ValueError, match='layers stacked under "model/blocks"'):
+        layer_decay(0.5, "model/").update({"head": jnp.ones(1)}, None)
 
 
 def test_features_are_those_of_the_last_token_and_padding_does_not_matter():

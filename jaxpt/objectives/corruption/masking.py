@@ -103,7 +103,7 @@ def mask(
       ValueError: by="units" without units.
     """
     rate = cfg.rate if rate is None else jnp.minimum(rate, cfg.rate)
-    size, allowed = cfg.size(len(ids)), allowed & real & ~_special(ids, cfg)
+    size, allowed = cfg.size(len(ids)), allowed & real & ~special_tokens(ids, cfg)
     choose, shown = fold(key, "choose"), fold(key, "replace")
     if cfg.by == "spans":
         chosen, kinds = span_priority.draw(choose, real, allowed, rate, size, counts)
@@ -176,7 +176,8 @@ def unit_ids(starts: Bool[Array, " S"], member: Bool[Array, " S"]) -> Int[Array,
     return jnp.cumsum(starts & member) * member
 
 
-def _special(ids: Int[Array, " S"], cfg: Masking) -> Bool[Array, " S"]:
+def special_tokens(ids: Int[Array, "*B S"], cfg: Masking) -> Bool[Array, "*B S"]:
+    """Where ids are [MASK] or special."""
     found = ids == cfg.mask_id
     for special in cfg.special_ids:
         found = found | (ids == special)
