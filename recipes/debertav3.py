@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ class Setting(Pretrain):
     conflict_batches: int = 20
 
 
-def shared(setting: Setting, sharing: str) -> Pretrain:
+def shared(setting: Setting, sharing: str) -> Setting:
     """The run with this kind of sharing."""
     size = setting.model.vocab_size
     masking = Masking(mask_id=size - 1, vocab_size=size, rate=setting.masked, mask=1.0, random=0.0)
@@ -74,7 +75,7 @@ def shared(setting: Setting, sharing: str) -> Pretrain:
     return dataclasses.replace(setting, objective=objective)
 
 
-ARMS = {
+ARMS: dict[str, Callable[[Setting], Setting]] = {
     "ES": functools.partial(shared, sharing="embeddings"),
     "NES": functools.partial(shared, sharing="none"),
     "GDES": functools.partial(shared, sharing="gradient_disentangled"),
@@ -126,7 +127,7 @@ def mean_cosine(table: Float[Array, "N D"]) -> Float[Array, ""]:
 def conflicts(params: Params, objective: ReplacedTokens, batches: list[dict[str, np.ndarray]]) -> np.ndarray:
     """The cosine of the two losses' gradients on the generator's table, on each batch."""
 
-    def loss(table: Array, batch: dict[str, Array], weights: dict[str, float]) -> Array:
+    def loss(table: Array, batch: dict[str, Array], weights: dict[str, Any]) -> Array:
         tree = params | {"generator": params["generator"] | {"embedding": table}}
         only = dataclasses.replace(objective, **weights)
         losses = only.loss(tree, only.prepare(jax.random.key(0), batch), jax.random.key(0))

@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def mlm(setting: Setting) -> Pretrain:
     return with_steps(cfg, round(setting.run.steps * costs[0] / costs[1]))
 
 
-ARMS = {
+ARMS: dict[str, Callable[[Setting], Pretrain]] = {
     "ELECTRA 15 %": functools.partial(electra, only_chosen=True),
     "ELECTRA": electra,
 }

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ def taught(setting: Setting, courses: tuple[str, ...] = COURSES, correct: bool =
     return dataclasses.replace(setting, objective=objective)
 
 
-ARMS = {
+ARMS: dict[str, Callable[[Setting], Pretrain]] = {
     "ELECTRA": functools.partial(taught, courses=("replaced",)),
     "three courses": taught,
     "MCL": functools.partial(taught, correct=True),

@@ -83,14 +83,14 @@ class Lesson(NamedTuple):
 
     Attributes:
       shown: what the generator sees.
-      index, labels, weight: what it fills, as in `masking.Masked`.
+      position, labels, weight: what it fills, as in `masking.Masked`.
       base: the text that its guesses are put into: the original, but with [MASK] where tokens were inserted.
       scale: what makes a sum over what it fills a mean, see `replaced_tokens`.
       keys: of the rows' samples.
     """
 
     shown: Int[Array, "B S"]
-    index: Int[Array, "B N"]
+    position: Int[Array, "B N"]
     labels: Int[Array, "B N"]
     weight: Float[Array, "B N"]
     base: Int[Array, "B S"]
@@ -152,9 +152,8 @@ def inserted(key: PRNGKeyArray, batch: dict[str, Array], cfg: Courses) -> tuple[
     shown, new = over_rows(row, fold(key, "insert"), batch, ids, real)
     chosen = jax.vmap(lambda mask: positions.of_mask(mask, size))(new)
     source = jnp.where(real, jnp.maximum(jnp.cumsum(~new, -1) - 1, 0), jnp.arange(ids.shape[1]))
-    moved = {
-        name: jnp.take_along_axis(batch[name], source, 1) for name in ("segment_ids", "token_types") if name in batch
-    }
+    carried = [name for name in ("segment_ids", "token_types") if name in batch]
+    moved: dict[str, Array] = {name: jnp.take_along_axis(batch[name], source, 1) for name in carried}
     if "positions" in batch:
         moved["positions"] = _counted(moved["segment_ids"]) if "segment_ids" in moved else batch["positions"]
     return _lesson(key, batch, shown, chosen, shown, jnp.take_along_axis(shown, chosen.position, 1)), moved
@@ -165,10 +164,10 @@ def lessons(batch: dict[str, Array], cfg: Courses) -> dict[str, tuple[Lesson, di
     found = {}
     for course in cfg.courses:
         if course == "replaced":
-            given = (batch[f"predict_{name}"] for name in ("index", "labels", "weight"))
             lesson = Lesson(
-                batch["masked_inputs"], *given, batch["inputs"], batch["generator_scale"], batch["sample_key"]
-            )
+                batch["masked_inputs"], batch["predict_index"], batch["predict_labels"], batch["predict_weight"],
+                batch["inputs"], batch["generator_scale"], batch["sample_key"],
+            )  # fmt: skip
         else:
             lesson = Lesson(*(batch[f"{course}_{name}"] for name in Lesson._fields))
         around = {name: batch[f"{course}_{name}"] for name in AROUND if f"{course}_{name}" in batch}
@@ -186,10 +185,10 @@ def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Courses) -> L
     sums, metrics, counts = jnp.zeros(len(real)), Metrics(), jnp.zeros(4)
     for course, (lesson, around) in lessons(batch, cfg).items():
         name = "" if course == "replaced" else f"{course}_"
-        states = rtd.fill(models[0], lesson.shown, lesson.index, around, cfg.generator_model)
-        filled = rtd.put(lesson.base, lesson.index, lesson.weight, rtd.sample(models[0], states, lesson.keys))
+        states = rtd.fill(models[0], lesson.shown, lesson.position, around, cfg.generator_model)
+        filled = rtd.put(lesson.base, lesson.position, lesson.weight, rtd.sample(models[0], states, lesson.keys))
         found = rtd.detect(models[1], lesson.base, filled, around, cfg.discriminator_model)
-        chosen = rtd.spread(lesson.index, lesson.weight, filled.shape[1])
+        chosen = rtd.spread(lesson.position, lesson.weight, filled.shape[1])
         if course == "inserted":
             found = found._replace(fake=chosen)
         each = rtd.binary(found)
@@ -231,8 +230,8 @@ def corrected(
     if course == "inserted":  # there is no original token to restore
         return cfg.discriminator_weight * length * mean(judged, wrong)
     hidden = jnp.where(said.caught, jnp.asarray(cfg.masking.mask_id, filled.dtype), filled)
-    caught = jnp.take_along_axis(said.caught, lesson.index, 1) & (lesson.weight > 0)
-    states = rtd.fill(models[0], hidden, lesson.index, around, cfg.generator_model)
+    caught = jnp.take_along_axis(said.caught, lesson.position, 1) & (lesson.weight > 0)
+    states = rtd.fill(models[0], hidden, lesson.position, around, cfg.generator_model)
     missed, _ = rtd.generator_loss(models[0], states, lesson.labels, caught.astype(jnp.float32))
     restored = jnp.where(said.caught, lesson.base, filled)
     again = rtd.binary(rtd.detect(models[1], lesson.base, restored, around, cfg.discriminator_model))

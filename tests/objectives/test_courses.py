@@ -82,7 +82,7 @@ def test_swapped_tokens_all_move_and_nothing_else_does():
     np.testing.assert_array_equal(np.sort(lesson.shown, -1), np.sort(ids, -1))
     np.testing.assert_array_equal(lesson.weight.sum(-1), [4, 3, 2, 1])
     for row in range(B):
-        where = np.asarray(lesson.index[row])[np.asarray(lesson.weight[row]) > 0]
+        where = np.asarray(lesson.position[row])[np.asarray(lesson.weight[row]) > 0]
         assert (ids[row, where] != 1).all()
         rest = np.setdiff1d(np.arange(S), where)
         np.testing.assert_array_equal(np.asarray(lesson.shown)[row, rest], ids[row, rest])
@@ -98,7 +98,7 @@ def test_without_the_inserted_tokens_a_row_is_what_it_was():
     given["segment_ids"] = given["segment_ids"] * jnp.where(jnp.arange(S) < 9, 1, 2)
     found = courses.corrupt(jax.random.key(1), given, CFG)
     lesson, around = courses.lessons(found, CFG)["inserted"]
-    new = np.asarray(replaced_tokens.spread(lesson.index, lesson.weight, S))
+    new = np.asarray(replaced_tokens.spread(lesson.position, lesson.weight, S))
     np.testing.assert_array_equal(new.sum(-1), [4, 3, 2, 1])
     for row, length in enumerate(LENGTHS):
         kept, count = np.flatnonzero(~new[row] & (np.arange(S) < length)), new[row].sum()
