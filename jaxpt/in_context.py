@@ -6,8 +6,9 @@
     related    along the greedy path through the graph of nearest neighbours
     repeated   each document followed by its nearest neighbours, with repetition (the paper's kNN baseline)
 
-Contexts are cut along the order and shuffled by the plan; attention crosses documents; every token counts. Near duplicates of
-what comes before them on the related path are left out of all three. The order is computed once and kept beside the records.
+Contexts are cut along the order and shuffled by the plan; attention crosses documents; every token counts. Near duplicates
+of what comes before them on the related path are left out of all three. The order is computed once and kept beside the
+records.
 """
 
 from __future__ import annotations
@@ -164,7 +165,9 @@ def _kept(cfg: RelatedConfig, records: TokenRecords, units: Units) -> Int[np.nda
         try:
             return np.load(path, allow_pickle=False)
         except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is not an order of documents ({error}); delete it, and it is made again") from error
+            raise ValueError(
+                f"{path} is not an order of documents ({error}); delete it, and it is made again"
+            ) from error
     order = arrange(cfg.order, cfg.graph, texts(records, units), units.lengths, cfg.sequence_length)
     content = io.BytesIO()
     np.save(content, order)

@@ -68,10 +68,8 @@ def pieces(records: TokenRecords, tokens: int, per_document: int) -> Units:
     spans = _pieces(np.arange(len(records)), records.lengths, tokens, aligned=True)
     spans = spans[spans[:, 2] == tokens]
     document = records.document[spans[:, 0]]
-    kept = []
-    for own in np.split(np.arange(len(spans)), np.flatnonzero(np.diff(document)) + 1):
-        kept.append(own[np.unique(np.linspace(0, len(own) - 1, min(per_document, len(own))).astype(int))])
-    chosen = np.concatenate(kept)
+    own = np.split(np.arange(len(spans)), np.flatnonzero(np.diff(document)) + 1)
+    chosen = np.concatenate([i[np.linspace(0, len(i) - 1, min(per_document, len(i))).astype(int)] for i in own])
     if not len(chosen):
         raise ValueError(f"no document of {records.folder}/{records.split} has {tokens} tokens")
     return Units(spans[chosen], np.arange(len(chosen)))
@@ -84,7 +82,9 @@ def pack_in_order(units: Units, order: Int[np.ndarray, " N"], sequence_length: i
       ValueError: sequence_length < 2, an empty order, a number that is no unit.
     """
     if sequence_length < 2 or not len(order):
-        raise ValueError(f"need sequence_length >= 2 and something to pack, got {sequence_length} and {len(order)} units")
+        raise ValueError(
+            f"need sequence_length >= 2 and something to pack, got {sequence_length} and {len(order)} units"
+        )
     if order.min() < 0 or order.max() >= len(units):
         raise ValueError(f"the order names units {order.min()} to {order.max()}, there are {len(units)}")
     return concatenate(units.of(order), sequence_length)

@@ -18,9 +18,7 @@ from jaxpt.core.types import Array
 Graph = tuple[Int[np.ndarray, "N k"], Float[np.ndarray, "N k"]]
 
 
-def knn_graph(
-    embeddings: Float[np.ndarray, "N d"], k: int, *, block: int = 2048, mesh: Mesh | None = None
-) -> Graph:
+def knn_graph(embeddings: Float[np.ndarray, "N d"], k: int, *, block: int = 2048, mesh: Mesh | None = None) -> Graph:
     """(neighbours [N, k] int32, inner products [N, k] float32), best first; of equal ones the smaller index first.
 
     Never more than block^2 inner products exist at once on a device.
@@ -48,16 +46,16 @@ def knn_graph(
     if mesh is not None:
         split = PartitionSpec(mesh.axis_names)
         whole = PartitionSpec()
-        search = jax.shard_map(search, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False)
+        search = jax.shard_map(
+            search, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False
+        )
     run = jax.jit(lambda *args: _best(*search(*args), k))
     found = [run(blocks[i], starts[i], blocks, starts) for i in range(-(-count // size))]
     idx, sim = (np.concatenate([np.asarray(f[part]) for f in found])[:count] for part in (0, 1))
     return idx, sim
 
 
-def _search(
-    queries: Array, first: Array, blocks: Array, starts: Array, *, count: int, k: int
-) -> tuple[Array, Array]:
+def _search(queries: Array, first: Array, blocks: Array, starts: Array, *, count: int, k: int) -> tuple[Array, Array]:
     """([1, Q, k] ids, [1, Q, k] similarities) of the best of these blocks, for queries with ids first, first + 1, ..."""
     size = queries.shape[0]
     own = first + jnp.arange(size)

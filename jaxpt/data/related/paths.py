@@ -1,4 +1,4 @@
-"""A path through all documents that keeps neighbours together: greedy maximum travelling salesman (arXiv 2310.10638, alg. 1).
+"""A path through all documents that keeps neighbours together: greedy maximum travelling salesman (2310.10638, alg. 1).
 
 The graph is undirected: (i, j) is an edge if either lists the other, weighted by similarity. A walk starts at an unvisited
 document and goes on to the unvisited neighbour of the largest weight until there is none; then the next walk starts. The
@@ -73,9 +73,7 @@ def walks(
     return found
 
 
-def adjacency(
-    idx: Int[np.ndarray, "N k"], sim: Float[np.ndarray, "N k"]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def adjacency(idx: Int[np.ndarray, "N k"], sim: Float[np.ndarray, "N k"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(offsets [N + 1], neighbours [M], weights [M]): both directions of every edge, each document's best neighbour first.
 
     An edge that was given twice has the larger of the two weights.

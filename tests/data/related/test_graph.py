@@ -61,7 +61,9 @@ def test_what_cannot_be_searched_is_named(x, k, message):
 
 
 def test_oneself_is_left_out_wherever_it_was_found():
-    idx, sim = _without_self(np.array([[0, 1, 2], [2, 0, -1], [0, 2, 1]]), np.array([[9.0, 2, 1], [3, 2, 1], [5, 4, 3]]), 2)
+    idx, sim = _without_self(
+        np.array([[0, 1, 2], [2, 0, -1], [0, 2, 1]]), np.array([[9.0, 2, 1], [3, 2, 1], [5, 4, 3]]), 2
+    )
     assert idx.tolist() == [[1, 2], [2, 0], [0, 1]]
     assert sim.tolist() == [[2, 1], [3, 2], [5, 3]]
     idx, sim = _without_self(np.array([[0, -1, -1]]), np.array([[9.0, -1, -1]]), 2)
