@@ -15,8 +15,18 @@ import pytest
 
 from jaxpt import objectives
 from jaxpt.core import spec as specs
+from jaxpt.layers.moe import Experts
 from jaxpt.models import decoder, encoder, vit
-from jaxpt.objectives import causal_lm, denoising, hybrid_lm, image_classification, masked_lm, masked_next_token
+from jaxpt.objectives import (
+    causal_lm,
+    denoising,
+    distillation,
+    hybrid_lm,
+    image_classification,
+    masked_lm,
+    masked_next_token,
+    routed_lm,
+)
 from jaxpt.objectives.corruption import Masking
 from jaxpt.objectives.corruption.denoisers import Mixture
 from jaxpt.optim import AdamConfig
@@ -51,6 +61,20 @@ class Row:
         return dataclasses.replace(self, cfg=cfg)
 
 
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """In the place of a model's module, for an objective that has parameters of its own."""
+
+    objective: Any
+
+    def spec(self, cfg: Any) -> Any:
+        return self.objective.spec()
+
+    def init(self, key: Any, cfg: Any) -> Any:
+        return specs.init(key, self.spec(cfg))
+
+
+DISTILLED = distillation.Distillation(model=dataclasses.replace(ENCODER, mlm_head=False, pooler=True), classes=5)
 ROWS = {
     "causal lm": Row(causal_lm, DECODER),
     "image classification": Row(
@@ -61,10 +85,15 @@ ROWS = {
     "masked lm on a decoder": Row(masked_lm, masked_lm.MaskedLM(model=DECODER, masking=MASKING)),
     "masked next token": Row(masked_next_token, masked_next_token.MaskedNextToken(model=DECODER, masking=SPANS)),
     "hybrid": Row(hybrid_lm, hybrid_lm.HybridLM(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
+    "routed": Row(
+        routed_lm, routed_lm.RoutedLM(model=dataclasses.replace(DECODER, experts=Experts(count=4)), z_loss=0.1, balance=0.1)
+    ),
+    "distillation": Row(distillation, DISTILLED, Trained(DISTILLED)),
     "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
 TEXTS = [name for name in ROWS if name != "image classification"]
+SOFT = jax.nn.softmax(jax.random.normal(jax.random.key(9), (B, 5)))
 
 
 @functools.cache
@@ -83,7 +112,11 @@ def batch(name):
         "loss_weight": jnp.asarray(real, jnp.float32),
         "segment_ids": jnp.asarray(real, jnp.int32),
         "row": jnp.arange(B),
-    }
+    } | (
+        {"target_probabilities": SOFT, "example_weight": jnp.asarray(real[:, 0], jnp.float32)}
+        if name == "distillation"
+        else {}
+    )
 
 
 @functools.cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -53,7 +54,7 @@ def test_only_the_target_is_scored_and_it_sees_what_is_before_it(setting):
     targets, size = np.array([1, 3, 5]), int(units.lengths[0])
     seen = document_loss(score, records, units, np.array([[0], [2], [4]]), targets, batch_size=2)(params)
     rows = np.stack([np.concatenate([records[t - 1][:-1], records[t][:-1]]) for t in targets])
-    logits = decoder.apply(params, rows, MODEL)
+    logits = decoder.apply(params, jnp.asarray(rows), MODEL)
     labels = np.stack([records[t][1:] for t in targets])
     logp = jax.nn.log_softmax(logits[:, size:])
     chosen = np.take_along_axis(np.asarray(logp), labels[..., None], -1)[..., 0]

@@ -17,7 +17,7 @@ from jaxpt.in_context import Graph, RelatedConfig
 from jaxpt.pretrain import Data
 
 WORDS = ("apple", "brick", "cloud", "delta")
-CFG = RelatedConfig(sequence_length=64, batch_size=4, graph=Graph(neighbours=4, dimensions=3))
+CFG = RelatedConfig(sequence_length=64, batch_size=4, graph=Graph(neighbours=4, dimensions=8))
 
 
 @pytest.fixture(scope="module")
