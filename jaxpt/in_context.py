@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import os
-import uuid
 from typing import Any
 
 import numpy as np
@@ -25,6 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from jaxpt.core.config import to_dict
+from jaxpt.core.files import write_array
 from jaxpt.core.names import nearest_error
 from jaxpt.data import vocabularies
 from jaxpt.data.loader import Loader, single_source
@@ -169,9 +167,5 @@ def _kept(cfg: RelatedConfig, records: TokenRecords, units: Units) -> Int[np.nda
                 f"{path} is not an order of documents ({error}); delete it, and it is made again"
             ) from error
     order = arrange(cfg.order, cfg.graph, texts(records, units), units.lengths, cfg.sequence_length)
-    content = io.BytesIO()
-    np.save(content, order)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    partial.write_bytes(content.getvalue())
-    os.replace(partial, path)
+    write_array(path, order)
     return order

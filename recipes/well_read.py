@@ -2,8 +2,8 @@
 
     pre-training (MLM)  ->  distillation of a fine-tuned teacher on unlabelled windows  ->  fine-tuning on labels
 
-Every baseline is a list of these stages. The task is to tell from which package of the standard library a window of 48 tokens
-is; 400 windows have labels, thousands have none, and the documents that are tested are in no stage:
+Every baseline is a list of these stages. The task is to tell from which package of the standard library a window of 48
+tokens is; 400 windows have labels, thousands have none, and the documents that are tested are in no stage:
 
     python -m recipes.well_read claim                     # about 3 minutes on two CPU cores
     python -m recipes.well_read claim --preset small      # the committed result
@@ -35,6 +35,7 @@ from jaxpt import comparison
 from jaxpt.comparison import Table, Trial
 from jaxpt.core import config
 from jaxpt.core import spec as specs
+from jaxpt.core.files import write_array
 from jaxpt.core.names import nearest_error
 from jaxpt.core.types import Params
 from jaxpt.data.corpora import cache_dir
@@ -127,8 +128,8 @@ ARMS = {arm: functools.partial(first_stage, arm=arm) for arm in PLANS}
 
 
 def teach(setting: Setting) -> Path:
-    """The folder with the teacher's probabilities, transfer.npy and tested.npy; it is trained on first use, and goes on where
-    it was stopped."""
+    """The folder with the teacher's probabilities, transfer.npy and tested.npy; it is trained on first use, and goes on
+    where it was stopped."""
     identity = json.dumps([config.to_dict(setting), comparison.source_hash()], sort_keys=True)
     folder = cache_dir() / "teachers" / f"well_read-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if (folder / "transfer.npy").is_file():
@@ -141,7 +142,7 @@ def teach(setting: Setting) -> Path:
     objective = stage(own, "finetune").objective.on(dataclasses.replace(own.model, pooler=True))
     data = opened(own, "transfer")
     for name, inputs in (("tested", data.tested()[0]), ("transfer", data.inputs)):
-        np.save(folder / f"{name}.npy", cache_teacher(objective, found["finetune"].state.params, inputs))
+        write_array(folder / f"{name}.npy", cache_teacher(objective, found["finetune"].state.params, inputs))
     return folder
 
 
@@ -235,7 +236,8 @@ def laptop(width: int, teacher: int, steps: int, mlm_steps: int, **own: Any) -> 
 
 
 def paper(layers: int, width: int) -> Setting:
-    """BERT's pre-training of a miniature; the teacher is BERT-Large. They train on BooksCorpus and Wikipedia, here default-en."""
+    """BERT's pre-training of a miniature; the teacher is BERT-Large. They train on BooksCorpus and Wikipedia, here
+    default-en."""
     steps = 1_000_000
     return Setting(
         model=MINIATURES[layers, width],

@@ -1,10 +1,10 @@
-"""Classification of texts with soft targets: -sum_y p_T(y | x) log p_S(y | x) (Well-Read Students, arXiv 1908.08962, sec. 3).
+"""Classification of texts with soft targets: -sum_y p_T(y | x) log p_S(y | x) (arXiv 1908.08962, Well-Read Students, 3).
 
     student = Distillation(model=encoder.Config(pooler=True, ...), classes=8)      # batches hold target_probabilities [B, C]
     probabilities = cache_teacher(student_of_the_teacher, teacher_params, inputs)   # once, in float32
 
-The targets are a teacher's plain probabilities: temperature 1, no hidden states, no gold labels. Against one-hot targets it is
-the usual cross-entropy, so that fine-tuning is the same objective. Its constant part, the teacher's entropy, has no gradient.
+The targets are a teacher's plain probabilities: temperature 1, no hidden states, no gold labels. Against one-hot targets it
+is the usual cross-entropy, so that fine-tuning is the same objective. The teacher's entropy in it has no gradient.
 The classifier is a linear map of the pooled first token (`encoder.pooled`). Recipe: recipes/well_read.py.
 """
 

@@ -106,17 +106,14 @@ def batch(name):
     ids = rng.integers(7, 23, (B, S + 1))
     lengths = np.asarray([16, 16, 9, 3, 16, 12, 1, 0])[:, None]
     real = np.arange(S) < lengths
+    soft = {"target_probabilities": SOFT, "example_weight": jnp.asarray(real[:, 0], jnp.float32)}
     return {
         "inputs": jnp.asarray(np.where(real, ids[:, :-1], 0)),
         "labels": jnp.asarray(np.where(real, ids[:, 1:], 0)),
         "loss_weight": jnp.asarray(real, jnp.float32),
         "segment_ids": jnp.asarray(real, jnp.int32),
         "row": jnp.arange(B),
-    } | (
-        {"target_probabilities": SOFT, "example_weight": jnp.asarray(real[:, 0], jnp.float32)}
-        if name == "distillation"
-        else {}
-    )
+    } | (soft if name == "distillation" else {})
 
 
 @functools.cache
