@@ -6,11 +6,13 @@ A document is not its own neighbour. Where an approximate search finds fewer tha
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from jaxpt.core.types import Array
@@ -42,15 +44,17 @@ def knn_graph(embeddings: Float[np.ndarray, "N d"], k: int, *, block: int = 2048
     padded[:count] = x
     starts = np.arange(0, len(padded), size, dtype=np.int32)
     blocks = padded.reshape(-1, size, x.shape[1])
-    search = functools.partial(_search, count=count, k=k)
+    search: Callable[..., Any] = functools.partial(_search, count=count, k=k)
+    where = None
     if mesh is not None:
-        split = PartitionSpec(mesh.axis_names)
-        whole = PartitionSpec()
+        split, whole = PartitionSpec(mesh.axis_names), PartitionSpec()
+        where = NamedSharding(mesh, split)
         search = jax.shard_map(
             search, mesh=mesh, in_specs=(whole, whole, split, split), out_specs=split, check_vma=False
         )
     run = jax.jit(lambda *args: _best(*search(*args), k))
-    found = [run(blocks[i], starts[i], blocks, starts) for i in range(-(-count // size))]
+    placed = jax.device_put((blocks, starts), where)
+    found = [run(blocks[i], starts[i], *placed) for i in range(-(-count // size))]
     idx, sim = (np.concatenate([np.asarray(f[part]) for f in found])[:count] for part in (0, 1))
     return idx, sim
 
@@ -102,7 +106,8 @@ def approximate_graph(
     built = faiss.index_factory(x.shape[1], index, faiss.METRIC_INNER_PRODUCT)
     built.train(x)
     built.add(x)
-    faiss.ParameterSpace().set_index_parameter(built, "nprobe", probes) if "IVF" in index else None
+    if "IVF" in index:
+        faiss.ParameterSpace().set_index_parameter(built, "nprobe", probes)
     sim, idx = built.search(x, k + 1)
     return _without_self(idx, sim, k)
 
