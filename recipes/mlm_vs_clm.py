@@ -28,6 +28,7 @@ from jaxpt import plots, proxy
 from jaxpt.comparison import Table, Trial
 from jaxpt.core.types import Params
 from jaxpt.evaluate import probe
+from jaxpt.labelled import package
 from jaxpt.layers import masks
 from jaxpt.models import decoder
 from jaxpt.objectives.causal_lm import CausalLM
@@ -103,12 +104,6 @@ def probes(params: Params, cfg: Pretrain) -> dict[str, Any]:
         for name, mask in (("full", masks.full(None)), ("causal", masks.causal(None)))
     }
     return found | {"probe majority": windows.majority, "probe labels": len(windows.names)}
-
-
-def package(document: str) -> str | None:
-    """python-code:asyncio.events is of asyncio."""
-    corpus, _, module = document.partition(":")
-    return module.split(".")[0] if corpus == "python-code" and "." in module else None
 
 
 def claim(run: Claim) -> Table:
