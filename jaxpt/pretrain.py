@@ -116,7 +116,7 @@ class Job:
     """A run before it meets data.
 
     Attributes:
-      objective: on the run's model; the last, where they change on the way.
+      objective: what held-out text is scored by, on the run's model; the last, where they change on the way.
       score: its nats per sequence, compiled once however often it is used.
     """
 
@@ -171,7 +171,7 @@ def build(
 
     found = [(first, step(of)) for first, of in phases.starts(objective, cfg.run.steps)]
     steps = found[0][1] if len(found) == 1 else Phased(tuple(found))
-    scored = phases.last(objective)
+    scored = phases.last(objective).scored()
     return Job(cfg, used, spec, optimizer, steps, scored, scorer(scored, used))
 
 

@@ -93,9 +93,3 @@ def held_out_batches(cfg: Pretrain, part: Part) -> Iterator[dict[str, np.ndarray
     records = cfg.data.open(cfg.model.vocab_size).validation
     size, length = cfg.data.batch_size, cfg.data.sequence_length
     return held_out(records, length, size, part=part, max_tokens=cfg.data.evaluation_tokens).batches()
-
-
-def package(document: str) -> str | None:
-    """python-code:asyncio.events is of asyncio: labels for a linear probe."""
-    corpus, _, module = document.partition(":")
-    return module.split(".")[0] if corpus == "python-code" and "." in module else None

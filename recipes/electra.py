@@ -30,6 +30,7 @@ from jaxpt.comparison import Table, Trial
 from jaxpt.core.types import Params
 from jaxpt.evaluate import probe
 from jaxpt.evaluate.replaced_tokens import detection
+from jaxpt.labelled import package
 from jaxpt.layers import masks
 from jaxpt.models import encoder
 from jaxpt.models.generator import Generator
@@ -41,7 +42,7 @@ from jaxpt.pretrain import DataConfig, Pretrain, flops_per_step
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
 from jaxpt.training.run import RunConfig
-from recipes.common import held_out_batches, package, with_steps
+from recipes.common import held_out_batches, with_steps
 
 REFERENCE_SEED = 1000  # of the generator that fills the text on which all are judged
 

@@ -28,6 +28,7 @@ from jaxpt import plots, proxy
 from jaxpt.comparison import Table, Trial
 from jaxpt.core.types import Params
 from jaxpt.evaluate import probe
+from jaxpt.labelled import package
 from jaxpt.layers import masks
 from jaxpt.models import decoder
 from jaxpt.objectives.causal_lm import CausalLM
@@ -39,7 +40,7 @@ from jaxpt.pretrain import DataConfig, Pretrain
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
 from jaxpt.training.run import RunConfig
-from recipes.common import package, with_embedding, with_steps
+from recipes.common import with_embedding, with_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

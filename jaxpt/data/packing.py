@@ -66,7 +66,7 @@ def pack(
         raise nearest_error("packing mode", mode, ("isolate", "concatenate"))
     chosen = _choose(records, sequence_length, domains)
     spans = _pieces(chosen, records.lengths[chosen], sequence_length, aligned=mode == "isolate")
-    return isolate(spans, sequence_length) if mode == "isolate" else _concatenate(spans, sequence_length)
+    return isolate(spans, sequence_length) if mode == "isolate" else concatenate(spans, sequence_length)
 
 
 def _choose(records: TokenRecords, sequence_length: int, domains: tuple[str, ...] | None) -> np.ndarray:
@@ -110,7 +110,7 @@ def isolate(spans: np.ndarray, sequence_length: int) -> Packing:
     return Packing(spans[arranged], offsets, sequence_length, "isolate")
 
 
-def _concatenate(spans: np.ndarray, sequence_length: int) -> Packing:
+def concatenate(spans: np.ndarray, sequence_length: int) -> Packing:
     """One stream, cut every S tokens; the incomplete end is dropped unless it is all there is."""
     ends = np.cumsum(spans[:, 2])
     starts = ends - spans[:, 2]

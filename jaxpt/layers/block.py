@@ -7,6 +7,7 @@ what this call sees (mask, positions), and may replace the attention score or ad
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxpt import weights
 from jaxpt.core.spec import ArraySpec, zeros
 from jaxpt.core.trees import static
 from jaxpt.core.types import Array, Bool, Float, Int, Params
-from jaxpt.layers import norms, positions
+from jaxpt.layers import moe, norms, positions
 from jaxpt.layers.dot_product import dot_product_attention
 from jaxpt.layers.masks import Mask
 from jaxpt.layers.mlp import gated, mlp
@@ -38,6 +39,7 @@ class BlockConfig:
     Attributes:
       kv_heads, head_dim: `heads` and width // heads where None.
       ffn: feed-forward width.
+      experts: in place of one feed-forward, several that each token chooses from.
       activation: a key of `layers.mlp.ACTIVATIONS`.
       rotary_fraction: share of each head's dimensions that rotate; 0 for models without rotary positions.
       bias: biases on every linear (GPT-2, GPT-NeoX).
@@ -53,6 +55,7 @@ class BlockConfig:
     kv_heads: int | None = None
     head_dim: int | None = None
     ffn: int = 172
+    experts: moe.Experts | None = None
     norm: str = "rms"
     norm_eps: float = 1e-6
     activation: str = "swiglu"
@@ -140,7 +143,8 @@ def linear_spec(
 
 def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks", *, cross: bool = False) -> Params:
     """The spec of a block, or with `stack` of a stack of blocks; with `cross`, attention to a memory in the middle."""
-    embed, ffn = ("embed", cfg.width), ("mlp", cfg.ffn)
+    wide = cfg.ffn if cfg.experts is None or cfg.experts.ffn is None else cfg.experts.ffn
+    embed, ffn = ("embed", cfg.width), ("mlp", wide)
     q, kv = ("heads", cfg.heads * cfg.per_head), ("kv_heads", cfg.groups * cfg.per_head)
 
     def lin(name: str, out: tuple[str, int], inp: tuple[str, int]) -> dict[str, Any]:
@@ -154,8 +158,21 @@ def spec(cfg: BlockConfig, stack: tuple[int, ...] = (), path: str = "blocks", *,
     tree: dict[str, Any] = {}
     for sublayer, linears in sublayers.items():
         tree[f"{sublayer}_norm"] = norms.spec(cfg.norm, cfg.width, stack, cfg.param_dtype)
-        tree[sublayer] = {name: lin(f"{sublayer}/{name}", *shape) for name, shape in linears.items()}
+        if sublayer == "mlp" and cfg.experts is not None:
+            tree[sublayer] = _experts_spec(cfg, cfg.experts, linears, stack, f"{path}/mlp")
+        else:
+            tree[sublayer] = {name: lin(f"{sublayer}/{name}", *shape) for name, shape in linears.items()}
     return tree
+
+
+def _experts_spec(
+    cfg: BlockConfig, experts: moe.Experts, linears: dict[str, Any], stack: tuple[int, ...], path: str
+) -> Params:
+    if cfg.bias:
+        raise ValueError("experts have no biases: a block with experts needs bias=False")
+    dense = weights.Dense(cfg.initializer_stddev)
+    router = dense.spec(experts.count, cfg.width, ("features", "embed"), stack, cfg.param_dtype)
+    return moe.spec(experts, linears, stack, router, functools.partial(linear_spec, cfg), path)
 
 
 def block(
@@ -167,6 +184,21 @@ def block(
     source: Float[Array, "B S D"] | None = None,
 ) -> tuple[Float[Array, "B S D"], Cache | None]:
     """One block. Returns the residual stream, and the cache with this call's keys and values if one was given.
+
+    Arguments and errors as for `routed_block`.
+    """
+    return routed_block(x, p, cfg, context, cache, source)[:2]
+
+
+def routed_block(
+    x: Float[Array, "B S D"],
+    p: Params,
+    cfg: BlockConfig,
+    context: Context,
+    cache: Cache | None = None,
+    source: Float[Array, "B S D"] | None = None,
+) -> tuple[Float[Array, "B S D"], Cache | None, Float[Array, "B S E"] | None]:
+    """The same, and the router's logits where the block has experts.
 
     Args:
       source: another residual stream, at the same positions, that gives self-attention its keys and values.
@@ -196,8 +228,12 @@ def block(
         y = cross_attention(inner, p, cfg, context)
         after_attention = after(after_attention + adapt("cross", inner, y), "cross_norm")
     inner = before(x if cfg.parallel_residual else after_attention, "mlp_norm")
-    x = after(after_attention + adapt("mlp", inner, mlp(inner, p["mlp"], cfg.activation)), "mlp_norm")
-    return constrain(x, "batch", "sequence", "features"), cache
+    if cfg.experts is None:
+        y, logits = mlp(inner, p["mlp"], cfg.activation), None
+    else:
+        y, logits = moe.feed_forward(inner, p["mlp"], cfg.experts, cfg.activation)
+    x = after(after_attention + adapt("mlp", inner, y), "mlp_norm")
+    return constrain(x, "batch", "sequence", "features"), cache, logits
 
 
 def self_attention(

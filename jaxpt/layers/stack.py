@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxpt.core.names import nearest_error
 from jaxpt.core.types import Array, Float, Int, Params
-from jaxpt.layers.block import BlockConfig, Cache, Context, block
+from jaxpt.layers.block import BlockConfig, Cache, Context, routed_block
 
 REMAT = {
     "none": None,
@@ -37,11 +37,12 @@ class StackConfig(BlockConfig):
 
 class Hidden(NamedTuple):
     """Final normalised states [B, S, D], the residual stream before each layer and after the last [N+1, B, S, D] if
-    captured, and the cache if one was given."""
+    captured, the cache if one was given, and the routers' logits [N, B, S, E] where blocks have experts."""
 
     final: Float[Array, "B S D"]
     layers: Float[Array, "N B S D"] | None
     cache: Cache | None
+    router_logits: Float[Array, "N B S E"] | None = None
 
 
 def empty_cache(cfg: StackConfig, batch: int, length: int) -> Cache:
@@ -59,20 +60,20 @@ def run(
     path: Sequence[int] | Int[Array, " N"] | None,
     capture: bool,
     cache: Cache | None,
-) -> tuple[Float[Array, "B S D"], Float[Array, "_ B S D"] | None, Cache | None]:
-    """`lax.scan` of the block over the layers, or over the layer indices of `path`."""
+) -> Hidden:
+    """`lax.scan` of the block over the layers, or over the layer indices of `path`. The last states are not normalised."""
     if cfg.remat not in REMAT:
         raise nearest_error("remat policy", cfg.remat, REMAT)
     if path is not None:
         path = _checked_path(path, cfg.layers)
 
-    def one_layer(x: Array, layer: tuple[Any, Any]) -> tuple[Array, tuple[Any, Any]]:
+    def one_layer(x: Array, layer: tuple[Any, Any]) -> tuple[Array, tuple[Any, Any, Any]]:
         p, kv = layer
         if path is not None:
             p = jax.tree.map(lambda t: t[p], blocks)
         own = None if cache is None else dataclasses.replace(cache, k=kv[0], v=kv[1])
-        y, own = block(x, p, cfg, context, own)
-        return y, (x if capture else None, None if own is None else (own.k, own.v))
+        y, own, logits = routed_block(x, p, cfg, context, own)
+        return y, (x if capture else None, None if own is None else (own.k, own.v), logits)
 
     if cfg.remat != "none":
         # a loop keeps the compiler from merging the recomputation with the first pass; without one it must be forbidden
@@ -82,9 +83,9 @@ def run(
         raise ValueError("a decoding cache holds one entry per layer in order; it cannot be used with a path")
     over = blocks if path is None else path
     kv = None if cache is None else (cache.k, cache.v)
-    x, (before, kv) = jax.lax.scan(one_layer, x, (over, kv), unroll=cfg.unroll)
+    x, (before, kv, logits) = jax.lax.scan(one_layer, x, (over, kv), unroll=cfg.unroll)
     captured = jnp.concatenate([before, x[None]]) if capture else None
-    return x, captured, None if cache is None else dataclasses.replace(cache, k=kv[0], v=kv[1])
+    return Hidden(x, captured, None if cache is None else dataclasses.replace(cache, k=kv[0], v=kv[1]), logits)
 
 
 def _checked_path(path: Sequence[int] | Int[Array, " N"], layers: int) -> Int[Array, " N"]:

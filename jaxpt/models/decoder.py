@@ -120,5 +120,5 @@ def hidden_states(
         raise ValueError("a cache needs positions and a mask that count its tokens; call jaxpt.models.generate.extend")
     x, positions = embed(params, inputs, positions, cfg.compute_dtype)
     context = Context(masks.causal(segments) if mask is None else mask, positions, score, hook)
-    x, captured, cache = stack.run(params["blocks"], x, cfg, context, path, capture, cache)
-    return Hidden(norms.norm(x, params["final_norm"], cfg.norm_eps), captured, cache)
+    found = stack.run(params["blocks"], x, cfg, context, path, capture, cache)
+    return found._replace(final=norms.norm(found.final, params["final_norm"], cfg.norm_eps))

@@ -178,9 +178,10 @@ def hidden_states(
     """
     x, positions = embeddings(params, inputs, cfg, token_types=token_types, positions=positions)
     given = context(params, cfg, positions, segments=segments, mask=mask, score=score, hook=hook)
-    x, captured, _ = stack.run(params["blocks"], x, cfg, given, path, capture, None)
-    final = norms.norm(x, params["final_norm"], cfg.norm_eps) if "final_norm" in params else x
-    return Hidden(final, captured, None)
+    found = stack.run(params["blocks"], x, cfg, given, path, capture, None)
+    if "final_norm" not in params:
+        return found
+    return found._replace(final=norms.norm(found.final, params["final_norm"], cfg.norm_eps))
 
 
 def embeddings(

@@ -229,8 +229,8 @@ def _run(
         extra: dict[str, Any] = {"both_ways": name == "encoder", "start": start}
         score = _same(positions.relative_bias(own["relative"], s, keys, cfg.relative_distance, **extra))
     context = Context(mask, places, score, hook, cfg.attention_scale, memory)
-    x, captured, cache = stack.run(own["blocks"], x, cfg, context, path, capture, cache)
-    return Hidden(norms.norm(x, own["final_norm"], cfg.norm_eps), captured, cache)
+    found = stack.run(own["blocks"], x, cfg, context, path, capture, cache)
+    return found._replace(final=norms.norm(found.final, own["final_norm"], cfg.norm_eps))
 
 
 def _same(bias: Array) -> Score:

@@ -89,10 +89,18 @@ def stack_flops(params: Params, cfg: StackConfig, tokens: int, attended: int) ->
     nominal, executed = attention, attention * again
     for path, matrix in weights.matrices(params).items():
         if path.startswith("blocks/"):
-            cost = matrix.cost(tokens)
+            cost = matrix.cost(tokens) if "/experts/" not in path else _experts(matrix, cfg, tokens)
             nominal += cfg.layers * cost.nominal
             executed += cfg.layers * cost.executed * again
     return Cost(nominal, executed)
+
+
+def _experts(matrix: weights.Matrix, cfg: StackConfig, tokens: int) -> Cost:
+    """Of the experts' matrices in one place: k of them see a token, and they are multiplied as dense ones."""
+    if cfg.experts is None:
+        raise ValueError("there are matrices of experts, but the model's configuration has experts=None")
+    seen = tokens * cfg.experts.per_token
+    return Cost(matrix.cost(seen).nominal, product(seen, *matrix.shape).executed)
 
 
 def product(tokens: int, out_size: int, in_size: int) -> Cost:

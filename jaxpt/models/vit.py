@@ -118,10 +118,9 @@ def hidden_states(
         token = jnp.broadcast_to(params["token"].astype(x.dtype), (len(x), 1, cfg.width))
         x = jnp.concatenate([token, x], axis=1)
     x, positions = embed(params, x, None, cfg.compute_dtype)
-    x, captured, _ = stack.run(
-        params["blocks"], x, cfg, Context(masks.full(), positions, None, hook), path, capture, None
-    )
-    return Hidden(norms.norm(x, params["final_norm"], cfg.norm_eps), captured, None)
+    context = Context(masks.full(), positions, None, hook)
+    found = stack.run(params["blocks"], x, cfg, context, path, capture, None)
+    return found._replace(final=norms.norm(found.final, params["final_norm"], cfg.norm_eps))
 
 
 def cut(images: Float[Array, "B height width channels"], cfg: Config) -> Float[Array, "B S P"]:

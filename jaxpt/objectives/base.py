@@ -53,6 +53,10 @@ class Objective:
         """The objective with this model, unless it has one of its own."""
         return self if self.model is not None else dataclasses.replace(self, model=model)
 
+    def scored(self) -> Objective:
+        """What held-out text is scored by, where something is minimised that says nothing of it: an auxiliary loss."""
+        return self
+
     def spec(self) -> Params:
         """Every array that is trained."""
         return models.of(self.model).spec(self.model)

@@ -88,8 +88,10 @@ def estimate(
       accumulate: microbatches.
 
     Raises:
-      ValueError: a remat policy that is not known, a batch that the chips do not share evenly.
+      ValueError: a remat policy that is not known, a batch that the chips do not share evenly, a model with experts.
     """
+    if cfg.experts is not None:
+        raise ValueError(f"the memory of experts is not modelled, got {cfg.experts}; compile the step to count it")
     sizes = {"data": 1, "fsdp": 1, "model": 1, "expert": 1} | dict(sizes or {})
     split = sizes["data"] * sizes["fsdp"] * accumulate
     if batch % split:

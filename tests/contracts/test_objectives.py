@@ -16,16 +16,19 @@ import pytest
 from jaxpt import objectives
 from jaxpt.core import spec as specs
 from jaxpt.layers.disentangled import Disentangled
+from jaxpt.layers.moe import Experts
 from jaxpt.models import decoder, encoder, vit
 from jaxpt.models.generator import Generator
 from jaxpt.objectives import (
     causal_lm,
     courses,
     denoising,
+    distillation,
     hybrid_lm,
     image_classification,
     masked_lm,
     masked_next_token,
+    routed_lm,
 )
 from jaxpt.objectives import replaced_tokens as rtd
 from jaxpt.objectives.base import Objective
@@ -74,6 +77,7 @@ class Row:
         return dataclasses.replace(self, cfg=cfg)
 
 
+DISTILLED = distillation.Distillation(model=dataclasses.replace(ENCODER, mlm_head=False, pooler=True), classes=5)
 ROWS = {
     "causal lm": Row(causal_lm, DECODER),
     "image classification": Row(
@@ -84,6 +88,10 @@ ROWS = {
     "masked lm on a decoder": Row(masked_lm, masked_lm.MaskedLM(model=DECODER, masking=MASKING)),
     "masked next token": Row(masked_next_token, masked_next_token.MaskedNextToken(model=DECODER, masking=SPANS)),
     "hybrid": Row(hybrid_lm, hybrid_lm.HybridLM(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
+    "routed": Row(
+        routed_lm, routed_lm.RoutedLM(model=dataclasses.replace(DECODER, experts=Experts(count=4)), z_loss=0.1, balance=0.1)
+    ),
+    "distillation": Row(distillation, DISTILLED),
     "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
     "replaced tokens": Row(rtd, rtd.ReplacedTokens(model=JUDGE, masking=REPLACED, generator=Generator(width=0.5))),
     "courses": Row(courses, courses.Courses(model=JUDGE, masking=REPLACED, courses=("swapped", "inserted"))),
@@ -91,6 +99,7 @@ ROWS = {
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
 TEXTS = [name for name in ROWS if name != "image classification"]
+SOFT = jax.nn.softmax(jax.random.normal(jax.random.key(9), (B, 5)))
 
 
 @functools.cache
@@ -103,13 +112,14 @@ def batch(name):
     ids = rng.integers(7, 23, (B, S + 1))
     lengths = np.asarray([16, 16, 9, 3, 16, 12, 1, 0])[:, None]
     real = np.arange(S) < lengths
+    soft = {"target_probabilities": SOFT, "example_weight": jnp.asarray(real[:, 0], jnp.float32)}
     return {
         "inputs": jnp.asarray(np.where(real, ids[:, :-1], 0)),
         "labels": jnp.asarray(np.where(real, ids[:, 1:], 0)),
         "loss_weight": jnp.asarray(real, jnp.float32),
         "segment_ids": jnp.asarray(real, jnp.int32),
         "row": jnp.arange(B),
-    }
+    } | (soft if name == "distillation" else {})
 
 
 @functools.cache
