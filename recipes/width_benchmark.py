@@ -124,7 +124,7 @@ def preset(widths: tuple[int, ...], steps: int, every: int) -> Setting:
     fields, widest = byte_level(steps), widths[-1]
     fields["model"] = dataclasses.replace(fields["model"], width=widest, ffn=widest * 8 // 3)
     return Setting(
-        widths=widths, rank=widest // 8, density=sltrain.PAPER_DENSITY, every=every, rates=(4e-3, 1.2e-2), **fields
+        widths=widths, rank=widest // 8, density=sltrain.PAPER_DENSITY, every=every, rates=(1.3e-3, 4e-3, 1.2e-2), **fields
     )  # fmt: skip
 
 
