@@ -93,16 +93,6 @@ every_row = pytest.mark.parametrize("name", ROWS)
 TEXTS = [name for name in ROWS if name != "image classification"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    """Compiles without most optimizations, in half the time."""
-    jax.clear_caches()
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @functools.cache
 def batch(name):
     """Rows of different lengths, the last one empty."""
