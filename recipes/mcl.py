@@ -75,6 +75,7 @@ ARMS: dict[str, Callable[[Setting], Pretrain]] = {
     "MCL": functools.partial(taught, correct=True),
 }
 LONGER = "ELECTRA, equal operations"
+MEASURED = ("wrong", "fakes")
 
 
 def longer(setting: Setting) -> Pretrain:
@@ -116,19 +117,25 @@ def looked_at(params: Params, cfg: Pretrain, setting: Setting) -> dict[str, dict
 
 def shares(params: Params, objective: Objective, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
     """wrong and fakes of `courses.of_corrupted`, over all batches."""
+    counts, total = _counts(objective), dict.fromkeys(MEASURED, np.zeros(2))
+    for number, batch in enumerate(batches):
+        given = {name: jnp.asarray(x) for name, x in batch.items()}
+        for name, pair in counts(params, given, jnp.asarray(number)).items():
+            total[name] = total[name] + np.asarray(pair, np.float64)
+    return {name: float(part / whole) for name, (part, whole) in total.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _counts(objective: Objective) -> Callable[..., dict[str, tuple[Array, Array]]]:
+    """(parameters, batch, its number) -> sum and count of each of MEASURED; compiled once for all that is looked at."""
 
     @jax.jit
     def counts(params: Params, batch: dict[str, Array], number: Array) -> dict[str, tuple[Array, Array]]:
         key = fold(jax.random.key(0), number)
         found = objective.loss(params, objective.prepare(key, batch), key).metrics
-        return {name: found[name] for name in ("wrong", "fakes")}
+        return {name: found[name] for name in MEASURED}
 
-    total: dict[str, np.ndarray] = {}
-    for number, batch in enumerate(batches):
-        given = {name: jnp.asarray(x) for name, x in batch.items()}
-        for name, pair in counts(params, given, jnp.asarray(number)).items():
-            total[name] = total.get(name, np.zeros(2)) + np.asarray(pair, np.float64)
-    return {name: float(part / whole) for name, (part, whole) in total.items()}
+    return counts
 
 
 def claim(run: Claim) -> Table:

@@ -9,7 +9,8 @@ trained with generators of their own can be compared on one text: the same draws
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from scipy import stats
 
 from jaxpt.core.rng import fold
-from jaxpt.core.types import Array, Params
+from jaxpt.core.types import Array, Params, PRNGKeyArray
 from jaxpt.objectives import replaced_tokens as rtd
 
 
@@ -38,9 +39,26 @@ def detection(
       ValueError: no token was replaced, or all were.
     """
 
+    judged, key = _judged(cfg), jax.random.key(seed)
+    parts = []
+    for number, batch in enumerate(batches):
+        given = {name: jnp.asarray(x) for name, x in batch.items()}
+        parts.append([np.asarray(x).ravel() for x in judged(discriminator, generator, given, fold(key, number))])
+    logits, fake, chosen, real = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return {
+        "auc": auc(logits[fake & real], logits[~fake & real]),
+        "auc_chosen": auc(logits[fake & chosen], logits[~fake & chosen]),
+        "base_rate": float(fake[real].mean()),
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _judged(cfg: rtd.ReplacedTokens) -> Callable[..., tuple[Array, ...]]:
+    """(discriminator, generator, batch, key) -> logits, and where tokens are replaced, filled and real; compiled once."""
+
     @jax.jit
-    def judged(judge: Params, fills: Params, batch: dict[str, Array], number: Array) -> tuple[Array, ...]:
-        drawn = rtd.corrupt(fold(jax.random.key(seed), number), batch, cfg)
+    def judged(judge: Params, fills: Params, batch: dict[str, Array], key: PRNGKeyArray) -> tuple[Array, ...]:
+        drawn = rtd.corrupt(key, batch, cfg)
         states = rtd.fill(fills, drawn["masked_inputs"], drawn["predict_index"], drawn, cfg.generator_model)
         guesses = rtd.sample(fills, states, drawn["sample_key"])
         ids = rtd.put(drawn["inputs"], drawn["predict_index"], drawn["predict_weight"], guesses)
@@ -48,16 +66,7 @@ def detection(
         chosen = rtd.spread(drawn["predict_index"], drawn["predict_weight"], ids.shape[1])
         return found.logits, found.fake, chosen, rtd.real_tokens(batch)
 
-    parts = []
-    for number, batch in enumerate(batches):
-        given = {name: jnp.asarray(x) for name, x in batch.items()}
-        parts.append([np.asarray(x).ravel() for x in judged(discriminator, generator, given, jnp.asarray(number))])
-    logits, fake, chosen, real = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return {
-        "auc": auc(logits[fake & real], logits[~fake & real]),
-        "auc_chosen": auc(logits[fake & chosen], logits[~fake & chosen]),
-        "base_rate": float(fake[real].mean()),
-    }
+    return judged
 
 
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:

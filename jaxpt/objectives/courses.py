@@ -182,7 +182,8 @@ def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Courses) -> L
     filled, in all courses, of which the discriminator's verdict is wrong; fakes, that of replaced ones among all judged.
     """
     models, real = cfg.parts(params), batch["judge_weight"] > 0
-    sums, metrics, counts = jnp.zeros(len(real)), Metrics(), jnp.zeros(4)
+    sums, counts = jnp.zeros(len(real)), jnp.zeros(4)
+    metrics: Metrics = {}
     for course, (lesson, around) in lessons(batch, cfg).items():
         name = "" if course == "replaced" else f"{course}_"
         states = rtd.fill(models[0], lesson.shown, lesson.position, around, cfg.generator_model)

@@ -17,7 +17,6 @@ from jaxpt.optim.stable_spam import StableSpamConfig
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     "adam": AdamConfig,
     "adam_8bit": Adam8bitConfig,
-    "bert_adam": BertAdamConfig,
     "fira": FiraConfig,
     "galore": GaloreConfig,
     "stable_spam": StableSpamConfig,

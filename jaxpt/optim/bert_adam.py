@@ -3,7 +3,8 @@
     update = -rate (m / (sqrt(v) + eps) + weight_decay W)
 
 The first update is larger than Adam's by (1 - b1) / sqrt(1 - b2), about 3 at the defaults; that falls to nothing over the
-first 1 / (1 - b2) updates, and the releases have a warm-up of several times as many.
+first 1 / (1 - b2) updates, and the releases have a warm-up of several times as many. For that reason it is not in the table
+`jaxpt.optim.OPTIMIZERS`, whose members' first updates have the size of the rate.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ class Row:
 
 ROWS = {
     "adam": Row(optim.AdamConfig(weight_decay=0.1)),
-    "adam without bias correction": Row(optim.BertAdamConfig(weight_decay=0.1)),
     "adam in 8 bits": Row(optim.Adam8bitConfig(weight_decay=0.1), 2e-4),
     "galore": Row(optim.GaloreConfig(**GALORE)),
     "galore by iteration": Row(optim.GaloreConfig(**GALORE, projector="iterate")),
