@@ -3,9 +3,11 @@
 from jaxpt.optim.adam import AdamConfig, adam
 from jaxpt.optim.adam_8bit import Adam8bitConfig
 from jaxpt.optim.config import OptimizerConfig
+from jaxpt.optim.ema import EmaLambConfig, ema_params, with_ema
 from jaxpt.optim.fira import FiraConfig
 from jaxpt.optim.galore import GaloreConfig
 from jaxpt.optim.groups import groups
+from jaxpt.optim.lamb import LambConfig, lamb
 from jaxpt.optim.moments import reset_moments
 from jaxpt.optim.restarts import RampedAdam, Ramps, RestartSchedule
 from jaxpt.optim.schedules import SCHEDULES, warmup_cosine
@@ -14,8 +16,10 @@ from jaxpt.optim.stable_spam import StableSpamConfig
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     "adam": AdamConfig,
     "adam_8bit": Adam8bitConfig,
+    "ema_lamb": EmaLambConfig,
     "fira": FiraConfig,
     "galore": GaloreConfig,
+    "lamb": LambConfig,
     "stable_spam": StableSpamConfig,
 }
 
@@ -24,15 +28,20 @@ __all__ = [
     "SCHEDULES",
     "Adam8bitConfig",
     "AdamConfig",
+    "EmaLambConfig",
     "FiraConfig",
     "GaloreConfig",
+    "LambConfig",
     "OptimizerConfig",
     "RampedAdam",
     "Ramps",
     "RestartSchedule",
     "StableSpamConfig",
     "adam",
+    "ema_params",
     "groups",
+    "lamb",
     "reset_moments",
     "warmup_cosine",
+    "with_ema",
 ]

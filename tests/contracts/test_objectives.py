@@ -15,7 +15,7 @@ import pytest
 
 from jaxpt import objectives
 from jaxpt.core import spec as specs
-from jaxpt.models import decoder, encoder, vit
+from jaxpt.models import decoder, encoder, gpt_bert, vit
 from jaxpt.objectives import causal_lm, denoising, hybrid_lm, image_classification, masked_lm, masked_next_token
 from jaxpt.objectives.corruption import Masking
 from jaxpt.objectives.corruption.denoisers import Mixture
@@ -28,6 +28,7 @@ B, S, V = 8, 16, 32
 SIZES: dict[str, Any] = {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "initializer_stddev": 0.3, "vocab_size": V}
 DECODER = decoder.Config(**SIZES)
 ENCODER = encoder.Config(**SIZES, learned_positions=32, mlm_head=True)
+GPT_BERT = gpt_bert.Config(layers=1, width=16, heads=2, ffn=24, vocab_size=V)
 MASKING = Masking(mask_id=3, vocab_size=V, rate=0.3, special_ids=(0, 1))
 SPANS = dataclasses.replace(MASKING, by="spans")
 MIXTURE = Mixture(modes=(("R", 4), ("S", 5), ("X", 6)), sentinel=31, sentinels=8, eos_id=1)
@@ -61,6 +62,8 @@ ROWS = {
     "masked lm on a decoder": Row(masked_lm, masked_lm.MaskedLM(model=DECODER, masking=MASKING)),
     "masked next token": Row(masked_next_token, masked_next_token.MaskedNextToken(model=DECODER, masking=SPANS)),
     "hybrid": Row(hybrid_lm, hybrid_lm.HybridLM(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
+    "hybrid on gpt-bert": Row(hybrid_lm, hybrid_lm.HybridLM(model=GPT_BERT, masking=SPANS), gpt_bert),
+    "masked lm on gpt-bert": Row(masked_lm, masked_lm.MaskedLM(model=GPT_BERT, masking=MASKING), gpt_bert),
     "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
