@@ -13,6 +13,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 
@@ -48,15 +49,15 @@ def main(checkout: str, out: str) -> None:
     np.savez_compressed(out, ids=ids, documents=documents, **{f"p:{n}": x for n, x in values.items()}, **logits)
 
 
-def run(model: object, ids: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Logits [B, S, V]; the release has time first, its mask says who is NOT seen, and its head drops unlabelled tokens."""
+def run(model: Any, ids: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Logits [B, S, V]; the release has time first, its mask says who is NOT seen, its head would drop unlabelled tokens."""
     import torch
 
     hidden = torch.from_numpy(~np.broadcast_to(allowed, (len(ids), *allowed.shape)).copy())
     time_first = torch.from_numpy(ids.T.copy())
     with torch.no_grad():
-        logits = model(time_first, hidden, torch.zeros_like(time_first))  # type: ignore[operator]
-    return logits.reshape(*time_first.shape, -1).transpose(0, 1).numpy()
+        logits = model.classifier.nonlinearity(model.get_contextualized(time_first, hidden))
+    return logits.transpose(0, 1).numpy()
 
 
 if __name__ == "__main__":

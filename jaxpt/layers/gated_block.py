@@ -8,8 +8,8 @@ and likewise query and key, up and gate, are matrices of their own here: the sam
 mesh.
 
 Matrices start at a normal of standard deviation sqrt(2 / (5 D)) cut at two of them; those of the feed-forward in layer i
-(from 0) are then multiplied by sqrt(1 / (2 (1 + i))), so that deep layers add little at first. Forms given by rules start as they
-always do.
+(from 0) are then multiplied by sqrt(1 / (2 (1 + i))), so that deep layers add little at first. Forms given by rules start
+as they always do.
 """
 
 from __future__ import annotations

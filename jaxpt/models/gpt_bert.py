@@ -6,8 +6,8 @@
     logits = gpt_bert.apply(params, ids, cfg, mask=masks.full())              # with both sides
 
 Embeddings and every sublayer are normalised without parameters (`layers.gated_block`), attention knows positions by
-DeBERTa's disentangled scores (`layers.disentangled`), and after every sublayer the stream is a learned sum of all streams so far
-(DenseFormer, arXiv 2402.02622):
+DeBERTa's disentangled scores (`layers.disentangled`), and after every sublayer the stream is a learned sum of all streams
+so far (DenseFormer, arXiv 2402.02622):
 
     x_{s+1} = sum_j alpha_{s,j} X_j,   X = [embeddings, x_1 + sublayer(x_1), ...];   alpha starts at 1 for the newest, 0 else
 
