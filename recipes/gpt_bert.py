@@ -1,15 +1,16 @@
 """GPT-BERT: one network trained on causal and on masked next tokens (GPT or BERT: why not both?, arXiv 2410.24159; paper 1).
 
-Some rows of each batch are causal, the others see both sides and predict hidden tokens from the state BEFORE them, so that an
+Some rows of each batch are causal, the others see both sides and predict hidden tokens from the state BEFORE them: an
 output means the same in both. LAMB, masks that fall from 30 to 15 %, rows that grow 1, 2, 4 times longer.
 
     python -m recipes.gpt_bert claim                       # byte level, two layers
     python -m recipes.gpt_bert train --preset babylm_tiny
     python -m recipes.gpt_bert compile --preset paper_10m --topology v5e:4x4
 
-Claim: with equal tokens the hybrid is usable in both modes. Its causal loss is within 0.3 nat of the causal run's, where the
-masked run's is more than 1 nat worse; its loss on hidden tokens is within 0.3 nat of the masked run's. Fused scores, causal
-plus pseudo-log-likelihood, tell held-out text from the same with two tokens exchanged no worse than the better mode - 1 point.
+Claim: with equal tokens the hybrid is usable in both modes. Its causal loss is within 0.3 nat of the causal run's, where
+the masked run's is more than 1 nat worse; its loss on hidden tokens is within 0.3 nat of the masked run's. Fused scores,
+causal plus pseudo-log-likelihood, tell held-out text from the same with two tokens exchanged no worse than the better mode,
+less 1 point.
 
 Reconstructed: the release also predicts the token after a masked row, and has dropout. Texts here are not BabyLM's.
 """
@@ -168,10 +169,11 @@ def _mean(table: Table, arm: str, name: str) -> float:
 def setting(
     steps: int, rows: int, length: int, data: dict[str, Any], optimizer: dict[str, Any], **model: Any
 ) -> Setting:
-    """GPT-BERT's schedules at any size."""
+    """GPT-BERT's schedules at any size; 15 of 16 rows are masked where every phase has a multiple of 16."""
+    share = (15, 16) if rows % 64 == 0 else (1, 2)
     return Setting(
         model=gpt_bert.Config(**model),
-        objective=HybridLM(masking=masking(model["vocab_size"], 0.3), masked=(15, 16) if rows % 64 == 0 else (1, 2), z_loss=1e-4),
+        objective=HybridLM(masking=masking(model["vocab_size"], 0.3), masked=share, z_loss=1e-4),
         data=PhasedData(sequence_length=length, batch_size=rows, steps=steps, **data),
         optimizer=EmaLambConfig(**{"warmup": 0.016, "cooldown": 0.016, "clip": 2.0} | optimizer),
         run=RunConfig(steps=steps),
