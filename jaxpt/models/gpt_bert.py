@@ -46,6 +46,7 @@ GIVEN: dict[str, Any] = {
     "activation": "geglu_tanh",
     "rotary_fraction": 0.0,
     "bias": True,
+    "initializer_stddev": None,
     "kv_heads": None,
     "parallel_residual": False,
     "post_norm": False,

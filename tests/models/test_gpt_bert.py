@@ -152,10 +152,10 @@ def test_initial_values_are_cut_and_shrink_with_depth():
         w = np.asarray(params["blocks"]["mlp"][name]["kernel"].w)
         ratio = w.std((1, 2)) / w[0].std()
         np.testing.assert_allclose(ratio, 1 / np.sqrt(1 + np.arange(8)), rtol=0.05)
-        assert np.abs(w[0]).max() <= 2 * stddev * np.sqrt(0.5)
+        assert np.abs(w[0]).max() <= 2.0001 * stddev * np.sqrt(0.5)
     query = np.asarray(params["blocks"]["attention"]["query"]["kernel"].w)
-    assert 1.9 * stddev < np.abs(query).max() <= 2 * stddev
-    assert np.abs(params["relative"]["table"]).max() <= 2 * stddev
+    assert 1.9 * stddev < np.abs(query).max() <= 2.0001 * stddev
+    assert np.abs(params["relative"]["table"]).max() <= 2.0001 * stddev
 
 
 def test_matrices_take_forms_by_their_paths():
