@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxpt import models
 from jaxpt.core.types import Array, Bool, Float, Int, Params
 from jaxpt.data.vocabularies import Vocabulary
-from jaxpt.models import decoder
 from jaxpt.objectives.cross_entropy import chunk_length, cross_entropy
 from jaxpt.sharding import local_rows
 from jaxpt.training.step import Batch, put_batch
@@ -77,25 +77,28 @@ ScoreTokens = Callable[[Sequence[Request]], Scores]
 ScoreTexts = Callable[[Sequence[tuple[str, str]]], Scores]  # (context, continuation) pairs
 
 
-def decoder_tokens(cfg: decoder.Config) -> TokenFn:
-    """The `TokenFn` of a decoder."""
+def decoder_tokens(cfg: Any) -> TokenFn:
+    """The `TokenFn` of a decoder, or of any model whose mask is causal by default."""
 
     def tokens(params: Params, batch: Batch) -> TokenScores:
         extra: dict[str, Any] = {"segments": batch.get("segment_ids"), "positions": batch.get("positions")}
-        hidden = decoder.hidden_states(params, batch["inputs"], cfg, **extra).final
-        return from_hidden(hidden, decoder.head(params), batch["labels"])
+        hidden = models.of(cfg).hidden_states(params, batch["inputs"], cfg, **extra).final
+        read = models.of(cfg).readout(params, hidden, cfg)
+        return from_hidden(read.states, read.head, batch["labels"], read.bias)
 
     return tokens
 
 
-def from_hidden(hidden: Float[Array, "B S D"], head: Matrix, labels: Int[Array, "B S"]) -> TokenScores:
+def from_hidden(
+    hidden: Float[Array, "B S D"], head: Matrix, labels: Int[Array, "B S"], bias: Float[Array, " V"] | None = None
+) -> TokenScores:
     """Scores from final states and the [V, D] output matrix, in chunks of positions."""
     b, s, d = hidden.shape
     chunk = chunk_length(s, max(1, b * head.shape[0] * 2**21 // LOGITS_AT_ONCE))
 
     def one(part: tuple[Array, Array]) -> tuple[Array, Array]:
         h, of = part[0].reshape(b * chunk, 1, d), part[1].reshape(b * chunk, 1)
-        nats, correct = cross_entropy(h, head, of, jnp.ones(of.shape, jnp.float32))
+        nats, correct = cross_entropy(h, head, of, jnp.ones(of.shape, jnp.float32), bias=bias)
         return nats.reshape(b, chunk), correct.reshape(b, chunk) > 0
 
     def cut(x: Array) -> Array:

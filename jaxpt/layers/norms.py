@@ -19,6 +19,13 @@ def spec(kind: str, width: int, stack: tuple[int, ...] = (), dtype: str = "float
     return scale if kind == "rms" else {**scale, "bias": ArraySpec(shape, axes, zeros, dtype)}
 
 
+def standardise(x: Float[Array, "*B D"], eps: float) -> Float[Array, "*B D"]:
+    """A LayerNorm without parameters."""
+    h = x.astype(jnp.float32)
+    h = h - h.mean(-1, keepdims=True)
+    return (h * jax.lax.rsqrt(jnp.mean(jnp.square(h), -1, keepdims=True) + eps)).astype(x.dtype)
+
+
 def norm(x: Float[Array, "*B D"], p: Params, eps: float) -> Float[Array, "*B D"]:
     """Normalises the last axis; a LayerNorm where `p` has a bias, an RMSNorm otherwise."""
     h = x.astype(jnp.float32)

@@ -24,6 +24,7 @@ from jaxpt.layers import masks, norms, stack
 from jaxpt.layers.block import Cache, Context, Hook, Score
 from jaxpt.layers.embeddings import embed
 from jaxpt.layers.stack import Hidden, StackConfig
+from jaxpt.models import Readout
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,11 @@ def logits(params: Params, hidden: Float[Array, "B S D"], cfg: Config) -> Float[
     """The output projection, in float32."""
     y = head(params).apply(hidden).astype(jnp.float32)
     return constrain_logits(y)
+
+
+def readout(params: Params, hidden: Float[Array, "B N D"], cfg: Config) -> Readout:
+    """What the logits of these final states are made of."""
+    return Readout(hidden, head(params), None)
 
 
 def head(params: Params) -> weights.Matrix:

@@ -34,6 +34,7 @@ from jaxpt.layers.disentangled import Disentangled
 from jaxpt.layers.embeddings import embed
 from jaxpt.layers.mlp import ACTIVATIONS, gated
 from jaxpt.layers.stack import Hidden, StackConfig
+from jaxpt.models import Readout
 
 PROJECTIONS = ("after_norm", "before_norm")
 RTD_HEADS = ("none", "token", "token_and_first")
@@ -239,6 +240,11 @@ def rtd_logits(params: Params, hidden: Float[Array, "B S D"], cfg: Config) -> Fl
         hidden = norms.norm(hidden + hidden[:, :1], p["norm"], cfg.norm_eps)
     y = ACTIVATIONS[cfg.activation](weights.linear(hidden, p["dense"]))
     return weights.linear(y, p["out"])[..., 0].astype(jnp.float32)
+
+
+def readout(params: Params, hidden: Float[Array, "B N D"], cfg: Config) -> Readout:
+    """What the logits of the masked-token head are made of."""
+    return Readout(mlm_hidden(params, hidden, cfg), weights.DenseMatrix(params["embedding"]), params["mlm"]["bias"])
 
 
 def mlm_hidden(params: Params, hidden: Float[Array, "B S D"], cfg: Config) -> Float[Array, "B S E"]:

@@ -9,13 +9,34 @@ Padding costs like any token. `params` are parameters, their specs or their shap
 
 from __future__ import annotations
 
+from typing import Any
+
 from jaxpt import weights
 from jaxpt.core.types import Params
 from jaxpt.layers.stack import StackConfig
-from jaxpt.models import decoder, encoder, encoder_decoder
+from jaxpt.models import decoder, encoder, encoder_decoder, gpt_bert
 from jaxpt.weights import Cost
 
 NOTHING = Cost(0.0, 0.0)
+
+
+def of(params: Params, cfg: Any, batch_size: int, sequence_length: int, predicted: int | None = None) -> Cost:
+    """Of any model of one stack that predicts tokens.
+
+    Args:
+      predicted: tokens that the head sees, where they are not all.
+
+    Raises:
+      TypeError: another configuration.
+    """
+    if isinstance(cfg, gpt_bert.Config):
+        return gpt_bert_flops(params, cfg, batch_size, sequence_length, predicted)
+    if isinstance(cfg, encoder.Config):
+        predicted = batch_size * sequence_length if predicted is None else predicted
+        return encoder_flops(params, cfg, batch_size, sequence_length, predicted)
+    if isinstance(cfg, decoder.Config):
+        return decoder_flops(params, cfg, batch_size, sequence_length, predicted)
+    raise TypeError(f"no count of operations for {type(cfg).__module__}.{type(cfg).__name__}")
 
 
 def decoder_flops(
@@ -58,6 +79,21 @@ def encoder_flops(
         distances = min(2 * sequence_length - 1, cfg.disentangled.size)
         found += [product(tokens, cfg.layers * distances, cfg.heads * cfg.per_head)] * 2
     return total(*found)
+
+
+def gpt_bert_flops(
+    params: Params, cfg: gpt_bert.Config, batch_size: int, sequence_length: int, predicted: int | None = None
+) -> Cost:
+    """Of GPT-BERT. The weighted sums of earlier sublayers, no matrix products, are not counted."""
+    tokens = batch_size * sequence_length
+    predicted = tokens if predicted is None else predicted
+    distances = min(2 * sequence_length - 1, cfg.relative.size)
+    return total(
+        stack_flops(params, cfg, tokens, batch_size * sequence_length**2),
+        product(tokens, 2 * cfg.layers * distances, cfg.heads * cfg.per_head),
+        params["head"]["dense"]["kernel"].cost(predicted),
+        product(predicted, cfg.vocab_size, cfg.width),
+    )
 
 
 def encoder_decoder_flops(

@@ -1,4 +1,4 @@
-"""Next-token prediction on a decoder: -sum_i loss_weight_i log p(label_i | inputs up to i)."""
+"""Next-token prediction: -sum_i loss_weight_i log p(label_i | inputs up to i)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import jax
 
+from jaxpt import models
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
-from jaxpt.models import decoder, flops
+from jaxpt.models import flops
 from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.cross_entropy import cross_entropy
 from jaxpt.weights import Cost
@@ -24,10 +25,10 @@ class CausalLM(Objective):
         return loss(params, batch, key, self.model)
 
     def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
-        return flops.decoder_flops(params, self.model, batch_size, sequence_length)
+        return flops.of(params, self.model, batch_size, sequence_length)
 
 
-def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, cfg: decoder.Config) -> Losses:
+def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, cfg: Any) -> Losses:
     """Losses of a batch of packed or plain sequences.
 
     Args:
@@ -35,14 +36,15 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, 
       key: unused, the objective draws nothing.
     """
     extra: dict[str, Any] = {"segments": batch.get("segment_ids"), "positions": batch.get("positions")}
-    return of_hidden(params, decoder.hidden_states(params, batch["inputs"], cfg, **extra).final, batch)
+    hidden = models.of(cfg).hidden_states(params, batch["inputs"], cfg, **extra).final
+    return of_hidden(params, hidden, batch, cfg)
 
 
 def of_hidden(
-    params: Params, hidden: Float[Array, "B S D"], batch: dict[str, jax.Array], z_loss: float = 0.0
+    params: Params, hidden: Float[Array, "B S D"], batch: dict[str, jax.Array], cfg: Any, z_loss: float = 0.0
 ) -> Losses:
     """The same from the final normalised states. With `z_loss`, see `cross_entropy`."""
-    head, labels, weight = decoder.head(params), batch["labels"], batch["loss_weight"]
-    sums, correct = cross_entropy(hidden, head, labels, weight, z_loss=z_loss)
+    read, labels, weight = models.of(cfg).readout(params, hidden, cfg), batch["labels"], batch["loss_weight"]
+    sums, correct = cross_entropy(read.states, read.head, labels, weight, bias=read.bias, z_loss=z_loss)
     weights = weight.sum(-1)
     return Losses(sums, weights, {"accuracy": (correct.sum(), weights.sum())})

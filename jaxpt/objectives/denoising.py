@@ -80,7 +80,7 @@ def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Denoising) ->
     """The same of what `corrupt` returns. The metrics loss_R, loss_S, ... are the means over the targets of each mode."""
     mask = prefix_lm(batch["prefix"], batch["segment_ids"])
     hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, mask=mask).final
-    losses = causal_lm.of_hidden(params, hidden, batch)
+    losses = causal_lm.of_hidden(params, hidden, batch, cfg.model)
     metrics = dict(losses.metrics)
     for mode in sorted({d.mode for d in cfg.mixture.denoisers}):
         own = jnp.asarray([d.mode == mode for d in cfg.mixture.denoisers])[batch["denoiser"]]

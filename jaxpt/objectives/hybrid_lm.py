@@ -17,9 +17,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jaxpt import models
 from jaxpt.core.types import Params, PRNGKeyArray
 from jaxpt.layers.masks import Mask
-from jaxpt.models import decoder, flops
+from jaxpt.models import flops
 from jaxpt.objectives import causal_lm, masked_next_token
 from jaxpt.objectives.base import Losses
 from jaxpt.weights import Cost
@@ -58,7 +59,7 @@ class HybridLM(masked_next_token.MaskedNextToken):
     def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
         hidden = self.masked_rows(batch_size)
         predicted = hidden * self.masking.size(sequence_length) + (batch_size - hidden) * sequence_length
-        return flops.decoder_flops(params, self.model, batch_size, sequence_length, predicted)
+        return flops.of(params, self.model, batch_size, sequence_length, predicted)
 
 
 def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: HybridLM) -> Losses:
@@ -95,14 +96,15 @@ def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: HybridLM) -> 
     everything = jnp.where(jnp.arange(rows) < number, length, 0)  # a prefix as long as the row is a full mask
     mask = Mask(causal=True, prefix=everything, segments=batch.get("segment_ids"))
     positions = batch.get("positions")
-    hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, mask=mask, positions=positions).final
+    run = models.of(cfg.model).hidden_states
+    hidden = run(params, batch["inputs"], cfg.model, mask=mask, positions=positions).final
     parts: dict[str, Losses] = {}
     if number:
         first = {name: x[:number] for name, x in batch.items()}
-        parts["masked"] = masked_next_token.of_hidden(params, hidden[:number], first, cfg.z_loss)
+        parts["masked"] = masked_next_token.of_hidden(params, hidden[:number], first, cfg.model, cfg.z_loss)
     if number < rows:
         rest = {name: x[number:] for name, x in batch.items()}
-        parts["causal"] = causal_lm.of_hidden(params, hidden[number:], rest, cfg.z_loss)
+        parts["causal"] = causal_lm.of_hidden(params, hidden[number:], rest, cfg.model, cfg.z_loss)
     metrics = {f"accuracy_{name}": part.metrics["accuracy"] for name, part in parts.items()}
     metrics |= {f"loss_{name}": (part.sums.sum(), part.weights.sum()) for name, part in parts.items()}
     sums, weights = [part.sums for part in parts.values()], [part.weights for part in parts.values()]

@@ -5,7 +5,7 @@
     make_step(lambda p, b, k: of_corrupted(p, b, cfg), optimizer, prepare=lambda k, b: corrupt(k, b, cfg))
 
 The states of the chosen positions are gathered before the output matrix, so that its cost is that of 15 % of the tokens.
-The model is an encoder, or a decoder under a full mask: the state at a token predicts that token either way, as in the
+The model is an encoder, or any other under a full mask: the state at a token predicts that token either way, as in the
 biphasic pretraining of arXiv 2507.00994 (which draws every token by itself, where the number is exact here).
 """
 
@@ -17,14 +17,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpt import models
 from jaxpt.core.types import Array, Float, Int, Params, PRNGKeyArray
 from jaxpt.layers import masks
-from jaxpt.models import decoder, encoder, flops
+from jaxpt.models import encoder, flops
 from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption.masking import Masking, mask_batch
 from jaxpt.objectives.corruption.span_priority import counted
 from jaxpt.objectives.cross_entropy import cross_entropy
-from jaxpt.weights import Cost, DenseMatrix
+from jaxpt.weights import Cost
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,7 @@ class MaskedLM(Objective):
 
     def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
         predicted = batch_size * self.masking.size(sequence_length)
-        count = flops.decoder_flops if isinstance(self.model, decoder.Config) else flops.encoder_flops
-        return count(params, self.model, batch_size, sequence_length, predicted)
+        return flops.of(params, self.model, batch_size, sequence_length, predicted)
 
 
 def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: MaskedLM) -> Losses:
@@ -76,16 +76,13 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: MaskedLM) -> di
 def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: MaskedLM) -> Losses:
     """The same of what `corrupt` returns."""
     extra: dict[str, Any] = {"mask": masks.full(batch.get("segment_ids")), "positions": batch.get("positions")}
-    if isinstance(cfg.model, decoder.Config):
-        hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, **extra).final
-        states, head, bias = at(hidden, batch["predict_index"]), decoder.head(params), None
-    else:
+    if isinstance(cfg.model, encoder.Config):
         extra["token_types"] = batch.get("token_types")
-        hidden = encoder.apply(params, batch["inputs"], cfg.model, **extra)
-        states = encoder.mlm_hidden(params, at(hidden, batch["predict_index"]), cfg.model)
-        head, bias = DenseMatrix(params["embedding"]), params["mlm"]["bias"]
+    model = models.of(cfg.model)
+    hidden = model.hidden_states(params, batch["inputs"], cfg.model, **extra).final
+    read = model.readout(params, at(hidden, batch["predict_index"]), cfg.model)
     weight = batch["predict_weight"]
-    sums, correct = cross_entropy(states, head, batch["predict_labels"], weight, bias=bias)
+    sums, correct = cross_entropy(read.states, read.head, batch["predict_labels"], weight, bias=read.bias)
     weights = weight.sum(-1)
     return Losses(sums, weights, {"accuracy": (correct.sum(), weights.sum())})
 

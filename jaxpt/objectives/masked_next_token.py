@@ -10,13 +10,15 @@ also predicts, from the last state, the token after the row; here it would need 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxpt import models
 from jaxpt.core.types import Array, Float, Params, PRNGKeyArray
 from jaxpt.layers import masks
-from jaxpt.models import decoder, flops
+from jaxpt.models import flops
 from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption.masking import Masking, mask_batch
 from jaxpt.objectives.corruption.rows import real_tokens
@@ -49,7 +51,7 @@ class MaskedNextToken(Objective):
 
     def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
         predicted = batch_size * self.masking.size(sequence_length)
-        return flops.decoder_flops(params, self.model, batch_size, sequence_length, predicted)
+        return flops.of(params, self.model, batch_size, sequence_length, predicted)
 
 
 def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: MaskedNextToken) -> Losses:
@@ -77,15 +79,17 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: MaskedNextToken
 def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: MaskedNextToken) -> Losses:
     """The same of what `corrupt` returns."""
     mask, positions = masks.full(batch.get("segment_ids")), batch.get("positions")
-    hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, mask=mask, positions=positions).final
-    return of_hidden(params, hidden, batch, cfg.z_loss)
+    run = models.of(cfg.model).hidden_states
+    hidden = run(params, batch["inputs"], cfg.model, mask=mask, positions=positions).final
+    return of_hidden(params, hidden, batch, cfg.model, cfg.z_loss)
 
 
 def of_hidden(
-    params: Params, hidden: Float[Array, "B S D"], batch: dict[str, jax.Array], z_loss: float = 0.0
+    params: Params, hidden: Float[Array, "B S D"], batch: dict[str, jax.Array], cfg: Any, z_loss: float = 0.0
 ) -> Losses:
     """The same from the final normalised states."""
-    states, weight = at(hidden, batch["predict_index"]), batch["predict_weight"]
-    sums, correct = cross_entropy(states, decoder.head(params), batch["predict_labels"], weight, z_loss=z_loss)
+    read, weight = models.of(cfg).readout(params, at(hidden, batch["predict_index"]), cfg), batch["predict_weight"]
+    labels = batch["predict_labels"]
+    sums, correct = cross_entropy(read.states, read.head, labels, weight, bias=read.bias, z_loss=z_loss)
     weights = weight.sum(-1)
     return Losses(sums, weights, {"accuracy": (correct.sum(), weights.sum())})

@@ -48,7 +48,7 @@ def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray | None, 
     auxiliary losses."""
     segments, positions = batch.get("segment_ids"), batch.get("positions")
     hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, segments=segments, positions=positions)
-    found = causal_lm.of_hidden(params, hidden.final, batch)
+    found = causal_lm.of_hidden(params, hidden.final, batch, cfg.model)
     logits, weight = hidden.router_logits, batch["loss_weight"].astype(jnp.float32)
     terms = {
         "balance": jax.vmap(lambda x: moe.balance(x, weight, cfg.model.experts))(logits).mean(0),

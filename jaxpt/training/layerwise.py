@@ -100,7 +100,7 @@ def _forward(state: TrainState, batch: Batch, cfg: decoder.Config) -> _Forward:
 
     def end(rest: PyTree, x: Array) -> tuple[Array, Losses]:
         params: Params = trees.merge(rest, state.fixed)
-        found = causal_lm.of_hidden(params, norms.norm(x, params["final_norm"], cfg.norm_eps), batch)
+        found = causal_lm.of_hidden(params, norms.norm(x, params["final_norm"], cfg.norm_eps), batch, cfg)
         total = Losses(found.sums.sum(), found.weights.sum(), found.metrics)
         return total.sums, total
 

@@ -17,7 +17,7 @@ from jaxpt import objectives
 from jaxpt.core import spec as specs
 from jaxpt.layers.disentangled import Disentangled
 from jaxpt.layers.moe import Experts
-from jaxpt.models import decoder, encoder, vit
+from jaxpt.models import decoder, encoder, gpt_bert, vit
 from jaxpt.models.generator import Generator
 from jaxpt.objectives import (
     causal_lm,
@@ -43,6 +43,7 @@ B, S, V = 8, 16, 32
 SIZES: dict[str, Any] = {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "initializer_stddev": 0.3, "vocab_size": V}
 DECODER = decoder.Config(**SIZES)
 ENCODER = encoder.Config(**SIZES, learned_positions=32, mlm_head=True)
+GPT_BERT = gpt_bert.Config(layers=1, width=16, heads=2, ffn=24, vocab_size=V)
 MASKING = Masking(mask_id=3, vocab_size=V, rate=0.3, special_ids=(0, 1))
 SPANS = dataclasses.replace(MASKING, by="spans")
 JUDGE = dataclasses.replace(ENCODER, mlm_head=False, rtd_head="token")
@@ -92,6 +93,7 @@ ROWS = {
         routed_lm, routed_lm.RoutedLM(model=dataclasses.replace(DECODER, experts=Experts(count=4)), z_loss=0.1, balance=0.1)
     ),
     "distillation": Row(distillation, DISTILLED),
+    "hybrid on gpt-bert": Row(hybrid_lm, hybrid_lm.HybridLM(model=GPT_BERT, masking=SPANS), gpt_bert),
     "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
     "replaced tokens": Row(rtd, rtd.ReplacedTokens(model=JUDGE, masking=REPLACED, generator=Generator(width=0.5))),
     "courses": Row(courses, courses.Courses(model=JUDGE, masking=REPLACED, courses=("swapped", "inserted"))),
