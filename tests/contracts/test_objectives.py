@@ -15,8 +15,16 @@ import pytest
 
 from jaxpt import objectives
 from jaxpt.core import spec as specs
-from jaxpt.models import decoder, encoder, vit
-from jaxpt.objectives import causal_lm, denoising, hybrid_lm, image_classification, masked_lm, masked_next_token
+from jaxpt.models import decoder, encoder, encoder_decoder, vit
+from jaxpt.objectives import (
+    causal_lm,
+    denoising,
+    hybrid_lm,
+    image_classification,
+    masked_lm,
+    masked_next_token,
+    seq2seq_denoising,
+)
 from jaxpt.objectives.corruption import Masking
 from jaxpt.objectives.corruption.denoisers import Mixture
 from jaxpt.optim import AdamConfig
@@ -28,6 +36,7 @@ B, S, V = 8, 16, 32
 SIZES: dict[str, Any] = {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "initializer_stddev": 0.3, "vocab_size": V}
 DECODER = decoder.Config(**SIZES)
 ENCODER = encoder.Config(**SIZES, learned_positions=32, mlm_head=True)
+SEQ2SEQ = encoder_decoder.Config(**SIZES, embedding_stddev=0.3)
 MASKING = Masking(mask_id=3, vocab_size=V, rate=0.3, special_ids=(0, 1))
 SPANS = dataclasses.replace(MASKING, by="spans")
 MIXTURE = Mixture(modes=(("R", 4), ("S", 5), ("X", 6)), sentinel=31, sentinels=8, eos_id=1)
@@ -62,6 +71,9 @@ ROWS = {
     "masked next token": Row(masked_next_token, masked_next_token.MaskedNextToken(model=DECODER, masking=SPANS)),
     "hybrid": Row(hybrid_lm, hybrid_lm.HybridLM(model=DECODER, masking=SPANS, masked=(1, 2), z_loss=1e-2)),
     "denoising": Row(denoising, denoising.Denoising(model=DECODER, mixture=MIXTURE)),
+    "seq2seq denoising": Row(
+        seq2seq_denoising, seq2seq_denoising.Seq2SeqDenoising(model=SEQ2SEQ, mixture=MIXTURE), encoder_decoder,
+    ),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
 TEXTS = [name for name in ROWS if name != "image classification"]
