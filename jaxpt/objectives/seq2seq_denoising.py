@@ -97,7 +97,12 @@ def framed(
 
 
 def pair_batch(
-    inputs: Int[Array, "B I"], shown: Int[Array, " B"], targets: Int[Array, "B T"], number: Int[Array, " B"], *, start: int
+    inputs: Int[Array, "B I"],
+    shown: Int[Array, " B"],
+    targets: Int[Array, "B T"],
+    number: Int[Array, " B"],
+    *,
+    start: int,
 ) -> dict[str, jax.Array]:
     """inputs, segment_ids [B, I]; decoder_inputs (the targets behind `start`), labels, loss_weight, target_segments [B, T].
 

@@ -62,9 +62,7 @@ class AdafactorState(Moments):
     moments = ("count", "nu")
 
 
-def scale_by_adafactor(
-    cfg: AdafactorConfig, stacked: tuple[str, ...] = ("blocks",)
-) -> optax.GradientTransformation:
+def scale_by_adafactor(cfg: AdafactorConfig, stacked: tuple[str, ...] = ("blocks",)) -> optax.GradientTransformation:
     """Gradients -> directions, to be multiplied by the negative rate.
 
     Args:

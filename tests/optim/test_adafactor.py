@@ -15,7 +15,10 @@ CFG = optim.AdafactorConfig(rate=1e-2, schedule="constant", warmup=0.0, factored
 def trees_of(step):
     rng = np.random.default_rng(step)
     shapes = {"head": (16, 8), "small": (4, 16), "bias": (16,)}
-    return {name: jnp.asarray(rng.normal(size=shape) * 10.0 ** rng.integers(-2, 3), jnp.float32) for name, shape in shapes.items()}
+    return {
+        name: jnp.asarray(rng.normal(size=shape) * 10.0 ** rng.integers(-2, 3), jnp.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def run(optimizer, params, gradients):
