@@ -23,6 +23,7 @@ from jaxpt.objectives import (
     image_classification,
     masked_lm,
     masked_next_token,
+    representative_words,
     seq2seq_denoising,
 )
 from jaxpt.objectives.corruption import Masking
@@ -74,9 +75,16 @@ ROWS = {
     "seq2seq denoising": Row(
         seq2seq_denoising, seq2seq_denoising.Seq2SeqDenoising(model=SEQ2SEQ, mixture=MIXTURE), encoder_decoder,
     ),
+    "representative words": Row(
+        representative_words,
+        representative_words.RepresentativeWords(
+            model=dataclasses.replace(ENCODER, pooler=True), masking=dataclasses.replace(MASKING, by="units"),
+        ),
+        representative_words,
+    ),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
-TEXTS = [name for name in ROWS if name != "image classification"]
+TEXTS = [name for name in ROWS if name not in ("image classification", "representative words")]
 
 
 @functools.cache
@@ -89,6 +97,14 @@ def batch(name):
     ids = rng.integers(7, 23, (B, S + 1))
     lengths = np.asarray([16, 16, 9, 3, 16, 12, 1, 0])[:, None]
     real = np.arange(S) < lengths
+    if name == "representative words":  # the first five tokens are a word set and its special tokens
+        units = np.maximum(np.arange(S) - 3, 0) // 2
+        pairs = {"inputs": ids[:, :-1], "token_types": np.arange(S) > 4, "unit_ids": units, "segment_ids": real}
+        pairs = {k: np.where(real, x, 0).astype(np.int32) for k, x in pairs.items()}
+        pairs["inputs"][:, 0] = 1 * real[:, 0]
+        return {k: jnp.asarray(np.stack([x, np.roll(x, 1, 0) * real], 1)) for k, x in pairs.items()} | {
+            "row": jnp.arange(B)
+        }
     return {
         "inputs": jnp.asarray(np.where(real, ids[:, :-1], 0)),
         "labels": jnp.asarray(np.where(real, ids[:, 1:], 0)),
