@@ -8,9 +8,9 @@ Python installation.
     python -m recipes.prop claim --preset small      # the committed result
     python -m recipes.prop compile --preset paper_base --topology v5e:4x4
 
-Claim: an encoder pretrained with hidden words and with pairs ranks new pairs of held-out documents, and finds the document of a
-query, without any labelled query; one pretrained with hidden words alone, on the same rows, does not. The control's untrained
-head, with the pooled layer under it, is trained on the same pairs for 100 updates, its encoder frozen.
+Claim: an encoder pretrained with hidden words and with pairs ranks new pairs of held-out documents, and finds the document
+of a query, without any labelled query; one pretrained with hidden words alone, on the same rows, does not. The control's
+untrained head, with the pooled layer under it, is trained on the same pairs for 100 updates, its encoder frozen.
 
 Judged by the share of wrongly ordered pairs among those with the larger half of score gaps, and by known-item search: the
 query is a docstring's first sentence, removed from it, against 20 other docstrings. The paper's fine-tuning on Robust04,
