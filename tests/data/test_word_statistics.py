@@ -1,4 +1,4 @@
-"""Smoothed document models are distributions with the right limits; sets are drawn as they say; scores rank as Dirichlet's."""
+"""Smoothed document models are distributions with the right limits; sets are drawn as told; scores rank as Dirichlet."""
 
 from __future__ import annotations
 
