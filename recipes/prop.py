@@ -6,7 +6,6 @@ Python installation.
 
     python -m recipes.prop claim                     # minutes on two CPU cores
     python -m recipes.prop claim --preset small      # the committed result
-    python -m recipes.prop compile --preset paper_base --topology v5e:4x4
 
 Claim: an encoder pretrained with hidden words and with pairs ranks new pairs of held-out documents, and finds the document
 of a query, without any labelled query; one pretrained with hidden words alone, on the same rows, does not. The control's
