@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxpt.core.types import Params, PRNGKeyArray
+from jaxpt.core.types import Array, Int, Metrics, Params, PRNGKeyArray
 from jaxpt.layers.masks import prefix_lm
 from jaxpt.models import decoder, flops
 from jaxpt.objectives import causal_lm
@@ -32,9 +32,7 @@ class Denoising(Objective):
     mixture: Mixture
 
     def check(self) -> None:
-        highest = max(self.mixture.sentinel, self.mixture.eos_id, *(i for _, i in self.mixture.modes))
-        if highest >= self.model.vocab_size:
-            raise ValueError(f"the mixture uses token {highest}, the model has vocab_size={self.model.vocab_size}")
+        check_vocabulary(self.mixture, self.model.vocab_size)
 
     def prepare(self, key: PRNGKeyArray, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return corrupt(key, batch, self)
@@ -81,8 +79,20 @@ def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Denoising) ->
     mask = prefix_lm(batch["prefix"], batch["segment_ids"])
     hidden = decoder.hidden_states(params, batch["inputs"], cfg.model, mask=mask).final
     losses = causal_lm.of_hidden(params, hidden, batch, cfg.model)
-    metrics = dict(losses.metrics)
-    for mode in sorted({d.mode for d in cfg.mixture.denoisers}):
-        own = jnp.asarray([d.mode == mode for d in cfg.mixture.denoisers])[batch["denoiser"]]
+    return losses._replace(metrics=losses.metrics | by_mode(losses, batch["denoiser"], cfg.mixture))
+
+
+def by_mode(losses: Losses, denoiser: Int[Array, " B"], mixture: Mixture) -> Metrics:
+    """loss_R, loss_S, ...: the sums and weights of the rows that the denoisers of each mode made."""
+    metrics: Metrics = {}
+    for mode in sorted({d.mode for d in mixture.denoisers}):
+        own = jnp.asarray([d.mode == mode for d in mixture.denoisers])[denoiser]
         metrics[f"loss_{mode}"] = (jnp.sum(losses.sums * own), jnp.sum(losses.weights * own))
-    return losses._replace(metrics=metrics)
+    return metrics
+
+
+def check_vocabulary(mixture: Mixture, vocab_size: int) -> None:
+    """Raises ValueError where a model with so many tokens lacks one of the mixture's."""
+    highest = max(mixture.sentinel, mixture.eos_id, *(i for _, i in mixture.modes))
+    if highest >= vocab_size:
+        raise ValueError(f"the mixture uses token {highest}, the model has vocab_size={vocab_size}")

@@ -1,5 +1,6 @@
 """Optimizers and schedules: optax transformations, one file per method, and parameter groups by path."""
 
+from jaxpt.optim.adafactor import AdafactorConfig
 from jaxpt.optim.adam import AdamConfig, adam
 from jaxpt.optim.adam_8bit import Adam8bitConfig
 from jaxpt.optim.bert_adam import BertAdamConfig
@@ -17,6 +18,7 @@ from jaxpt.optim.schedules import SCHEDULES, warmup_cosine
 from jaxpt.optim.stable_spam import StableSpamConfig
 
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
+    "adafactor": AdafactorConfig,
     "adam": AdamConfig,
     "adam_8bit": Adam8bitConfig,
     "ema_lamb": EmaLambConfig,
@@ -29,6 +31,7 @@ OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
 __all__ = [
     "OPTIMIZERS",
     "SCHEDULES",
+    "AdafactorConfig",
     "Adam8bitConfig",
     "AdamConfig",
     "BertAdamConfig",

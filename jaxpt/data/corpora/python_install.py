@@ -77,6 +77,19 @@ def python_prose(_cache: Path) -> Iterator[Document]:
             )
 
 
+def python_docstrings(_cache: Path) -> Iterator[Document]:
+    """One document per different docstring of 30 to 300 words: short descriptions of one thing each."""
+    seen: set[str] = set()
+    for name, path in modules():
+        for number, text in enumerate(docstrings(path)):
+            if 30 <= len(text.split()) <= 300 and text not in seen:
+                seen.add(text)
+                yield Document(
+                    f"python-docstrings:{name}:{number}", "docstrings", name, text + "\n", LICENCE,
+                    version=platform.python_version(),
+                )  # fmt: skip
+
+
 def modules() -> list[tuple[str, Path]]:
     """(dotted name, file) of the standard library's modules, sorted by name; not the tables of the build."""
     root = Path(sysconfig.get_path("stdlib"))

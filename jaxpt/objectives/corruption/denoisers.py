@@ -1,4 +1,5 @@
-"""UL2's mixture of denoisers (arXiv 2205.05131, section 3.1, table 1), for a decoder as rows of a prefix language model:
+"""UL2's mixture of denoisers (arXiv 2205.05131, section 3.1, table 1), as pairs of inputs and targets, and for a decoder as
+rows of a prefix language model:
 
     mode token, inputs | targets, EOS          everything before | is seen by all; the loss is on what follows
 
@@ -26,7 +27,7 @@ from jaxpt.core.names import nearest_error
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Array, Int, PRNGKeyArray
 from jaxpt.objectives.corruption import spans
-from jaxpt.objectives.corruption.spans import SpanCorruption
+from jaxpt.objectives.corruption.spans import Sizes, SpanCorruption
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +91,24 @@ class Mixture:
             pad_id=self.pad_id,
         )  # fmt: skip
 
+    def sizes(self, length: int) -> Sizes:
+        """Static sizes of inputs and targets of `length` tokens, mode token and EOS not counted: the longest there are."""
+        noise, count = np.moveaxis(_table(self, length), 2, 0)
+        least = np.where([[d.mean_length is None] for d in self.denoisers], np.minimum(noise, 1), noise)
+        return int((np.arange(length + 1) - least + count).max()), int((noise + count).max())
+
     def size(self, length: int) -> int:
         """Static size of the rows that `example` makes of `length` tokens: the longest any denoiser can make."""
         table = _table(self, length)
         return int((np.arange(length + 1) + 2 * table[:, :, 1]).max()) + 2
+
+
+class Corrupted(NamedTuple):
+    """A mode token, inputs and targets that do not hold it and have no EOS, and the denoiser that made them."""
+
+    mode: Int[Array, "*B"]
+    pair: spans.Pair
+    denoiser: Int[Array, "*B"]
 
 
 class Example(NamedTuple):
@@ -107,9 +122,7 @@ class Example(NamedTuple):
 
 def example(key: PRNGKeyArray, ids: Int[Array, " S"], length: int | Int[Array, ""], cfg: Mixture) -> Example:
     """A row made of the first `length` of these tokens by a denoiser drawn for it. Z is `cfg.size(S)`."""
-    rates = np.cumsum(np.ones(len(cfg.denoisers)) if cfg.rates is None else cfg.rates)
-    which = jnp.searchsorted(jnp.asarray(rates / rates[-1]), jax.random.uniform(fold(key, "denoiser")), side="right")
-    return of_denoiser(key, ids, length, jnp.minimum(which, len(rates) - 1), cfg)
+    return of_denoiser(key, ids, length, drawn(key, cfg), cfg)
 
 
 def of_denoiser(
@@ -120,6 +133,24 @@ def of_denoiser(
     cfg: Mixture,
 ) -> Example:
     """The same by a given denoiser, for evaluation: its index in `cfg.denoisers`."""
+    return _joined(corrupted(key, ids, length, which, cfg), cfg, cfg.size(len(ids)))
+
+
+def drawn(key: PRNGKeyArray, cfg: Mixture) -> Int[Array, ""]:
+    """The index of a denoiser, drawn at the mixture's rates."""
+    rates = np.cumsum(np.ones(len(cfg.denoisers)) if cfg.rates is None else cfg.rates)
+    which = jnp.searchsorted(jnp.asarray(rates / rates[-1]), jax.random.uniform(fold(key, "denoiser")), side="right")
+    return jnp.minimum(which, len(rates) - 1)
+
+
+def corrupted(
+    key: PRNGKeyArray,
+    ids: Int[Array, " S"],
+    length: int | Int[Array, ""],
+    which: int | Int[Array, ""],
+    cfg: Mixture,
+) -> Corrupted:
+    """The first `length` of these tokens as inputs and targets, both of a size that holds what any denoiser makes."""
     size = len(ids)
     counts = jnp.asarray(_table(cfg, size))[which, length]
     suffix = jnp.asarray([d.mean_length is None for d in cfg.denoisers])[which]
@@ -133,17 +164,18 @@ def of_denoiser(
     longer = size + int(_table(cfg, size)[:, :, 1].max())
     pair = spans.apply_sentinels(ids, noise, starts, length, cfg.spans(cfg.denoisers[0]), (longer, longer))
     modes = jnp.asarray([dict(cfg.modes)[d.mode] for d in cfg.denoisers])
-    return _joined(modes[which], pair, which, cfg, cfg.size(size))
+    return Corrupted(modes[which], pair, jnp.asarray(which))
 
 
-def _joined(mode: Array, pair: spans.Pair, which: int | Array, cfg: Mixture, size: int) -> Example:
+def _joined(made: Corrupted, cfg: Mixture, size: int) -> Example:
+    mode, pair, which = made
     at, prefix = jnp.arange(size), 1 + pair.input_length
     end = prefix + pair.target_length
     inputs = pair.inputs[jnp.clip(at - 1, 0, len(pair.inputs) - 1)]
     targets = pair.targets[jnp.clip(at - prefix, 0, len(pair.targets) - 1)]
     row = jnp.where(at < prefix, inputs, jnp.where(at < end, targets, cfg.pad_id))
     row = jnp.where(at == 0, mode, jnp.where(at == end, cfg.eos_id, row))
-    return Example(row, prefix, end + 1, jnp.asarray(which))
+    return Example(row, prefix, end + 1, which)
 
 
 @functools.lru_cache
