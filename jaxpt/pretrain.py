@@ -85,8 +85,7 @@ class DataConfig:
     def task(self) -> TextTask:
         """What has to be prepared."""
         names = tuple(self.corpora.split(",")) if isinstance(self.corpora, str) else self.corpora
-        label = "".join(c if c.isalnum() or c in "-+." else "_" for c in "+".join(names))[:60]
-        return TextTask(label, names, self.vocabulary, self.validation)
+        return TextTask.of(names, self.vocabulary, self.validation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,12 @@ class TextTask:
     seed: int = 0
     deduplicate: bool = True
 
+    @classmethod
+    def of(cls, corpora: tuple[str, ...], vocabulary: str, validation: float) -> TextTask:
+        """A task named after its corpora."""
+        label = "".join(c if c.isalnum() or c in "-+." else "_" for c in "+".join(corpora))[:60]
+        return cls(label, corpora, vocabulary, validation)
+
     def __post_init__(self) -> None:
         if not self.corpora or isinstance(self.corpora, str):
             raise ValueError(f"task {self.name!r} needs a tuple of corpora, got {self.corpora!r}")

@@ -71,7 +71,7 @@ class WordPairs:
     @property
     def task(self) -> TextTask:
         """What has to be prepared."""
-        return TextTask("+".join(self.corpora)[:60], tuple(self.corpora), self.vocabulary, self.validation)
+        return TextTask.of(tuple(self.corpora), self.vocabulary, self.validation)
 
     def open(self, vocab_size: int) -> Pairs:
         """The documents of `task`, prepared on first use, and their statistics.

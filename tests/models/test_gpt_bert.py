@@ -72,7 +72,8 @@ def released(cfg, file):
 @pytest.mark.parametrize("kind", ["causal", "full", "documents"])
 def test_logits_are_those_of_the_release(kind):
     file = golden()
-    cfg = dataclasses.replace(CFG, layers=3, relative=Disentangled(buckets=8, max_position=24, rows=15))
+    # rows longer than its table have buckets up to 512 in the release, whatever the table's size
+    cfg = dataclasses.replace(CFG, layers=3, relative=Disentangled(buckets=8, max_position=512, rows=15))
     params = released(cfg, file)
     assert jax.tree.structure(params) == jax.tree.structure(gpt_bert.init(jax.random.key(0), cfg))
     documents = jnp.broadcast_to(jnp.asarray(file["documents"]), file["ids"].shape)
@@ -108,9 +109,9 @@ def test_a_state_depends_on_exactly_what_it_may_see(kind):
 
 
 def test_it_starts_as_the_network_without_sums():
-    """Bit for bit: alphas that are one-hot on the newest stream add nothing, round nothing."""
+    """Bit for bit, operation by operation: alphas that are one-hot on the newest stream add nothing, round nothing."""
     params, ids = gpt_bert.init(jax.random.key(0), CFG), jnp.arange(12).reshape(1, 12) % CFG.vocab_size
-    states = jax.jit(lambda p: gpt_bert.hidden_states(p, ids, CFG, capture=True))(params)
+    states = gpt_bert.hidden_states(params, ids, CFG, capture=True)
 
     def plain(params):
         x = gpt_bert.norms.standardise(params["embedding"][ids], CFG.norm_eps)
@@ -123,7 +124,7 @@ def test_it_starts_as_the_network_without_sums():
             x = x + gated_block.mlp(x, p["mlp"], CFG)
         return x
 
-    assert np.array_equal(states.final, jax.jit(plain)(params))
+    assert np.array_equal(states.final, plain(params))
     assert states.layers.shape == (CFG.layers + 1, 1, 12, CFG.width)
     assert not np.array_equal(gpt_bert.hidden_states(strong(), ids, CFG).final, plain(strong()))
 

@@ -55,7 +55,8 @@ def test_the_loss_of_a_pair_is_the_hinge_over_the_softmax():
 
 
 def test_whole_words_of_the_document_are_hidden_and_nothing_else():
-    made = jax.jit(lambda key: CFG.prepare(key, batch()))
+    given = batch()
+    made = jax.jit(lambda key: CFG.prepare(key, given))
     everywhere = np.zeros(S)
     differ = 0
     for seed in range(30):

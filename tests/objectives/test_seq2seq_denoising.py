@@ -83,7 +83,7 @@ def test_one_denoiser_without_mode_tokens_is_t5():
 
 
 def test_the_suffix_denoiser_without_a_prefix_is_a_causal_language_model():
-    model = decoder.Config(vocab_size=V, layers=1, width=16, heads=2, ffn=24)
+    model = decoder.Config(vocab_size=V, layers=2, width=16, heads=2, ffn=24)  # what one layer tells the next
     cfg = denoising.Denoising(model=model, mixture=only(2))
     made = cfg.prepare(KEY, batch())
     weights = decoder.init(jax.random.key(0), model)
