@@ -5,7 +5,7 @@
     elsewhere (biases, norms): W <- W - rate u,    which is Adam
 
 `optax.lamb` scales every array. Decay acts on all arrays but those whose path matches `plain`; so the weights of
-DenseFormer's sums do decay. Each layer of a stack is a tensor with a norm of its own. Proved by `recipes.gpt_bert`.
+DenseFormer's sums do decay. Each layer of a stack is a tensor with a norm of its own. Used by `recipes.gpt_bert`.
 """
 
 from __future__ import annotations
