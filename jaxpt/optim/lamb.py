@@ -5,7 +5,7 @@
     elsewhere (biases, norms): W <- W - rate u,    which is Adam
 
 `optax.lamb` scales every array. Decay acts on all arrays but those whose path matches `plain`; so the weights of
-DenseFormer's sums do decay. Each layer of a stack is a tensor with a norm of its own. Proved by `recipes.gpt_bert`.
+DenseFormer's sums do decay. Each layer of a stack is a tensor with a norm of its own. Used by `recipes.gpt_bert`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def lamb(
 
     Args:
       plain: patterns of the arrays that take plain Adam.
-      stacked: patterns of the arrays whose leading axis is the layers of a scan.
+      stacked: patterns of the arrays that are a stack of layers, one norm each, where they have more than two dimensions.
     """
     directions = optax.scale_by_adam(b1, b2, eps)
     if not weight_decay:
@@ -63,7 +63,7 @@ def _decayed_trust(decay: float, plain: tuple[str, ...], stacked: tuple[str, ...
     def one(path: str, u: Array, w: Array) -> Array:
         if trees.matches_any(path, plain):
             return u
-        axes = tuple(range(1 if trees.matches_any(path, stacked) else 0, u.ndim))
+        axes = tuple(range(1 if u.ndim > 2 and trees.matches_any(path, stacked) else 0, u.ndim))
         direction, weight = u.astype(jnp.float32), w.astype(jnp.float32)
         direction = direction + decay * weight
         sizes = (jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True)) for x in (weight, direction))

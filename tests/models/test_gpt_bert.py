@@ -109,7 +109,10 @@ def test_a_state_depends_on_exactly_what_it_may_see(kind):
 
 
 def test_it_starts_as_the_network_without_sums():
-    """Bit for bit, operation by operation: alphas that are one-hot on the newest stream add nothing, round nothing."""
+    """Bit for bit: alphas that are one-hot on the newest stream add nothing, round nothing.
+
+    Operation by operation: compiled whole, the two programs are fused, and so rounded, differently.
+    """
     params, ids = gpt_bert.init(jax.random.key(0), CFG), jnp.arange(12).reshape(1, 12) % CFG.vocab_size
     states = gpt_bert.hidden_states(params, ids, CFG, capture=True)
 
