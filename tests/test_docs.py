@@ -22,7 +22,7 @@ def test_methods_in_five_lines(tmp_path, one_device):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=560,
         check=False,
     )
     assert found.returncode == 0 and found.stdout.endswith("done\n"), found.stderr[-3000:]

@@ -67,7 +67,8 @@ def scale_by_adafactor(cfg: AdafactorConfig, stacked: tuple[str, ...] = ("blocks
     """Gradients -> directions, to be multiplied by the negative rate.
 
     Args:
-      stacked: patterns of the arrays whose leading axis is the layers of a scan.
+      stacked: patterns of the arrays that may be a stack of layers, which then are arrays of their own: matrices of three
+        dimensions, and all else of two.
     """
     moments = optax.scale_by_factored_rms(True, cfg.decay, 0, cfg.factored, 1e-30)
     after = [] if cfg.clip_update is None else [optax.clip_by_block_rms(cfg.clip_update)]
@@ -84,15 +85,19 @@ def scale_by_adafactor(cfg: AdafactorConfig, stacked: tuple[str, ...] = ("blocks
             u, _ = then.update(u, then.init(w), w)
         return u.astype(g.dtype), {"rows": state.v_row, "columns": state.v_col, "whole": state.v}
 
+    def in_layers(path: str, x: Array) -> bool:
+        matrix = trees.matches_any(path, ("*/kernel", "kernel"))
+        return trees.matches_any(path, stacked) and x.ndim > (2 if matrix else 1)
+
     def init(params: PyTree) -> AdafactorState:
         def each(path: str, x: Array) -> dict[str, Array]:
-            return (jax.vmap(first) if trees.matches_any(path, stacked) else first)(x)
+            return (jax.vmap(first) if in_layers(path, x) else first)(x)
 
         return AdafactorState(jnp.zeros((), jnp.int32), trees.map_with_path(each, params))
 
     def update(gradients: PyTree, state: AdafactorState, params: PyTree) -> tuple[PyTree, AdafactorState]:
         def each(path: str, g: Array, nu: dict[str, Array], w: Array) -> tuple[Array, dict[str, Array]]:
-            layers = jax.vmap(one, in_axes=(0, 0, 0, None)) if trees.matches_any(path, stacked) else one
+            layers = jax.vmap(one, in_axes=(0, 0, 0, None)) if in_layers(path, g) else one
             return layers(g, nu, w, state.count)
 
         tree: Any = jax.tree.structure(gradients)

@@ -233,7 +233,7 @@ def test_another_key_draws_anew_and_the_same_key_does_not(name):
 def test_padding_changes_nothing(name):
     """Neither longer rows nor what the padding's ids are."""
     real = batch(name)["segment_ids"]
-    longer = {k: jnp.pad(x, ((0, 0), (0, 5))) if x.ndim == 2 else x for k, x in batch(name).items()}
+    longer = {k: jnp.pad(x, ((0, 0), (0, 5))) if x.shape[1:] == (S,) else x for k, x in batch(name).items()}
     longer["inputs"] = longer["inputs"] + 9 * (1 - jnp.pad(real, ((0, 0), (0, 5))))
     found, gradient = compiled(name)(params(name), longer, jax.random.key(1))
     assert_close(found, result(name)[0])
