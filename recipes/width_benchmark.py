@@ -11,8 +11,8 @@ Ranks grow with the width (an eighth of it), as the papers' do. Claim: at the la
 density .03 beats low rank of its number of parameters, and restarts beat low rank without. What the same differences are at
 each width, tuned and untuned (every form at one point of the grid), is noted and drawn.
 
-At widths 192 and 288 the lower of the two rates is the best of every form, and for SLTrain at 288 still too high: one of three
-seeds breaks away. A third, lower rate is what to add next.
+At widths 192 and 288 the lower of the two rates is the best of every form, and for SLTrain at 288 still too high: one of
+three seeds breaks away. A third, lower rate is what to add next.
 """
 
 from __future__ import annotations
