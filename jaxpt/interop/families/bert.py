@@ -21,6 +21,29 @@ LINEARS = {
 }
 
 
+def sizes(settings: Settings, norm_eps: float) -> dict[str, Any]:
+    """Fields of an encoder that all families of BERT's kind name alike.
+
+    Args:
+      norm_eps: where the settings have none.
+    """
+    return {
+        "vocab_size": settings.size("vocab_size"),
+        "layers": settings.size("num_hidden_layers"),
+        "width": settings.size("hidden_size"),
+        "heads": settings.size("num_attention_heads"),
+        "ffn": settings.size("intermediate_size"),
+        "norm_eps": settings.number("layer_norm_eps", norm_eps),
+        "activation": settings.choice("hidden_act", ACTIVATIONS, "gelu"),
+        "initializer_stddev": settings.number("initializer_range", 0.02),
+    }
+
+
+def activation_of(cfg: encoder.Config) -> str | None:
+    """The name that they have for the activation, if any."""
+    return next((theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation), None)
+
+
 def _read(settings: Settings, names: Set[str]) -> encoder.Config:
     settings.demand(
         {
@@ -31,18 +54,11 @@ def _read(settings: Settings, names: Set[str]) -> encoder.Config:
         }
     )
     return encoder.Config(
-        vocab_size=settings.size("vocab_size"),
-        layers=settings.size("num_hidden_layers"),
-        width=settings.size("hidden_size"),
-        heads=settings.size("num_attention_heads"),
-        ffn=settings.size("intermediate_size"),
-        norm_eps=settings.number("layer_norm_eps", 1e-12),
-        activation=settings.choice("hidden_act", ACTIVATIONS, "gelu"),
+        **sizes(settings, 1e-12),
         learned_positions=settings.size("max_position_embeddings", 512),
         token_types=settings.size("type_vocab_size", 2),
         pooler=any(name.endswith("pooler.dense.weight") for name in names),
         mlm_head="cls.predictions.transform.dense.weight" in names,
-        initializer_stddev=settings.number("initializer_range", 0.02),
     )
 
 
@@ -52,7 +68,7 @@ def _write(cfg: encoder.Config) -> dict[str, Any]:
         embedding_size=None, rtd_head="none", disentangled=None, decoder_positions=0,
     )  # fmt: skip
     require_plain_heads(cfg, "BERT")
-    activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation), None)
+    activation = activation_of(cfg)
     if activation is None or not cfg.learned_positions or not cfg.token_types:
         given = f"{cfg.activation=} with {cfg.learned_positions=} and {cfg.token_types=}"
         raise ValueError(f"BERT cannot express {given}")

@@ -10,7 +10,7 @@ from collections.abc import Set
 from typing import Any
 
 from jaxpt.interop.families.base import Family, layer_norm, linear, require, require_plain_heads
-from jaxpt.interop.families.bert import ACTIVATIONS
+from jaxpt.interop.families.bert import activation_of, sizes
 from jaxpt.interop.names import Piece
 from jaxpt.interop.settings import Settings
 from jaxpt.layers.disentangled import Disentangled
@@ -47,13 +47,7 @@ def _read(settings: Settings, names: Set[str]) -> encoder.Config:
     by_distance = settings.values.get("max_relative_positions") in (None, -1)  # as many as there are absolute ones
     types = settings.values.get("type_vocab_size", 0)
     return encoder.Config(
-        vocab_size=settings.size("vocab_size"),
-        layers=settings.size("num_hidden_layers"),
-        width=width,
-        heads=settings.size("num_attention_heads"),
-        ffn=settings.size("intermediate_size"),
-        norm_eps=settings.number("layer_norm_eps", 1e-7),
-        activation=settings.choice("hidden_act", ACTIVATIONS, "gelu"),
+        **sizes(settings, 1e-7),
         learned_positions=longest if at_input else 0,
         token_types=0 if types == 0 else settings.size("type_vocab_size"),
         embedding_size=None if narrow == width else narrow,
@@ -64,7 +58,6 @@ def _read(settings: Settings, names: Set[str]) -> encoder.Config:
         decoder_positions=longest if not at_input and {POSITIONS, POSITIONS.removeprefix("deberta.")} & names else 0,
         mlm_head=MLM + "transform.dense.weight" in names,
         rtd_head="token_and_first" if RTD + "dense.weight" in names else "none",
-        initializer_stddev=settings.number("initializer_range", 0.02),
     )
 
 
@@ -76,7 +69,7 @@ def _write(cfg: encoder.Config) -> dict[str, Any]:
     require_plain_heads(cfg, "DeBERTa-v2")
     if cfg.disentangled is None or cfg.disentangled.rows is not None:
         raise ValueError(f"DeBERTa-v2 cannot express disentangled={cfg.disentangled}")
-    activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation), None)
+    activation = activation_of(cfg)
     if activation is None or (cfg.learned_positions and cfg.decoder_positions) or cfg.rtd_head == "token":
         given = f"{cfg.activation=} with {cfg.learned_positions=}, {cfg.decoder_positions=} and {cfg.rtd_head=}"
         raise ValueError(f"DeBERTa-v2 cannot express {given}")

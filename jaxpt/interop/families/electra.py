@@ -6,7 +6,7 @@ from collections.abc import Set
 from typing import Any
 
 from jaxpt.interop.families.base import Family, layer_norm, linear, require, require_plain_heads
-from jaxpt.interop.families.bert import ACTIVATIONS, LINEARS
+from jaxpt.interop.families.bert import LINEARS, activation_of, sizes
 from jaxpt.interop.names import Piece
 from jaxpt.interop.settings import Settings
 from jaxpt.models import encoder
@@ -28,19 +28,12 @@ def _read(settings: Settings, names: Set[str]) -> encoder.Config:
         settings.demand({"hidden_act": ("gelu",)})
     narrow = settings.size("embedding_size", width)
     return encoder.Config(
-        vocab_size=settings.size("vocab_size"),
-        layers=settings.size("num_hidden_layers"),
-        width=width,
-        heads=settings.size("num_attention_heads"),
-        ffn=settings.size("intermediate_size"),
-        norm_eps=settings.number("layer_norm_eps", 1e-12),
-        activation=settings.choice("hidden_act", ACTIVATIONS, "gelu"),
+        **sizes(settings, 1e-12),
         learned_positions=settings.size("max_position_embeddings", 512),
         token_types=settings.size("type_vocab_size", 2),
         embedding_size=None if narrow == width else narrow,
         mlm_head=mlm_head,
         rtd_head="token" if RTD + "dense.weight" in names else "none",
-        initializer_stddev=settings.number("initializer_range", 0.02),
     )
 
 
@@ -50,7 +43,7 @@ def _write(cfg: encoder.Config) -> dict[str, Any]:
         pooler=False, projection="after_norm", disentangled=None, decoder_positions=0,
     )  # fmt: skip
     require_plain_heads(cfg, "ELECTRA")
-    activation = next((theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation), None)
+    activation = activation_of(cfg)
     if activation is None or not cfg.learned_positions or not cfg.token_types:
         given = f"{cfg.activation=} with {cfg.learned_positions=} and {cfg.token_types=}"
         raise ValueError(f"ELECTRA cannot express {given}")
