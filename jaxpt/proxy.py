@@ -58,7 +58,7 @@ class Trained:
             scored, run = self.job.objective, self.job.score
         else:
             scored = objective.on(self.job.cfg.model)
-            run = _scorer(scored)
+            run = scorer(scored)
         return self.data.evaluation(run, part, likelihood=scored.likelihood)(self.params)
 
 
@@ -164,7 +164,8 @@ def _job(cfg: Pretrain) -> Job:
 
 
 @functools.lru_cache(maxsize=8)
-def _scorer(objective: Objective) -> Scorer:
+def scorer(objective: Objective) -> Scorer:
+    """`pretrain.scorer`, compiled once for all trials of a process."""
     return pretrain.scorer(objective)
 
 

@@ -13,7 +13,7 @@ from jaxpt.core import spec as specs
 from jaxpt.data.held_out import Part, held_out
 from jaxpt.models import decoder
 from jaxpt.optim import AdamConfig, OptimizerConfig
-from jaxpt.pretrain import DataConfig, Pretrain
+from jaxpt.pretrain import DataConfig, Pretrain, flops_per_step
 from jaxpt.sharding import MeshConfig
 from jaxpt.training.run import RunConfig
 from jaxpt.weights import Form
@@ -81,6 +81,11 @@ def with_embedding(cfg: P, stddev: float) -> P:
 def with_steps(cfg: P, steps: int) -> P:
     """The run with so many updates."""
     return dataclasses.replace(cfg, run=dataclasses.replace(cfg.run, steps=steps))
+
+
+def operations(cfg: Pretrain) -> float:
+    """Nominal operations of an update."""
+    return flops_per_step(cfg)(cfg.objective.on(cfg.model).spec()).nominal
 
 
 def parameters(cfg: Pretrain) -> int:

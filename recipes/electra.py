@@ -38,11 +38,11 @@ from jaxpt.objectives.corruption import Masking
 from jaxpt.objectives.masked_lm import MaskedLM
 from jaxpt.objectives.replaced_tokens import ReplacedTokens
 from jaxpt.optim import AdamConfig, BertAdamConfig
-from jaxpt.pretrain import DataConfig, Pretrain, flops_per_step
+from jaxpt.pretrain import DataConfig, Pretrain
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
 from jaxpt.training.run import RunConfig
-from recipes.common import held_out_batches, with_steps
+from recipes.common import held_out_batches, operations, with_steps
 
 REFERENCE_SEED = 1000  # of the generator that fills the text on which all are judged
 
@@ -82,7 +82,7 @@ def mlm(setting: Setting) -> Pretrain:
     model = dataclasses.replace(setting.model, rtd_head="none", mlm_head=True)
     masking = Masking(mask_id=size - 1, vocab_size=size, rate=setting.masked)
     cfg = dataclasses.replace(setting, model=model, objective=MaskedLM(masking=masking))
-    costs = [flops_per_step(run)(run.objective.on(run.model).spec()).nominal for run in (electra(setting), cfg)]
+    costs = [operations(run) for run in (electra(setting), cfg)]
     return with_steps(cfg, round(setting.run.steps * costs[0] / costs[1]))
 
 

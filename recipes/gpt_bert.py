@@ -29,6 +29,8 @@ import numpy as np
 from jaxpt import models, pretrain, proxy
 from jaxpt.comparison import Table, Trial
 from jaxpt.core.types import Array, Params
+from jaxpt.data.loader import single_source
+from jaxpt.data.packing import pack
 from jaxpt.layers import masks
 from jaxpt.models import gpt_bert
 from jaxpt.objectives.causal_lm import CausalLM
@@ -82,24 +84,15 @@ def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> 
 def both_modes(params: Params, cfg: Pretrain) -> dict[str, Any]:
     """Held-out nats per token, causal and hidden, and accuracy on exchanged tokens."""
     data = cfg.data.open(cfg.model.vocab_size)
-    causal = data.evaluation(_scorer(CausalLM(model=cfg.model)), "report")(params)
+    causal = data.evaluation(proxy.scorer(CausalLM(model=cfg.model)), "report")(params)
     judged = MaskedNextToken(model=cfg.model, masking=masking(cfg.model.vocab_size, 0.15))
-    hidden = data.evaluation(_scorer(judged), "report", likelihood=False)(params)
-    plain = data.evaluation(_scorer(CausalLM(model=cfg.model)), "report", likelihood=False)(params)
-    numbers = {"bits_per_byte": causal["bits_per_byte"], "causal": plain["loss"], "masked": hidden["loss"]}
+    hidden = data.evaluation(proxy.scorer(judged), "report", likelihood=False)(params)
+    numbers = {"bits_per_byte": causal["bits_per_byte"], "causal": causal["nats_per_token"], "masked": hidden["loss"]}
     return numbers | exchanged(params, cfg, windows_of(data))
-
-
-@functools.lru_cache(maxsize=8)
-def _scorer(objective: Any) -> Any:
-    return pretrain.scorer(objective)
 
 
 def windows_of(data: pretrain.Data) -> np.ndarray:
     """[PAIRS, WINDOW] token ids of held-out documents."""
-    from jaxpt.data.loader import single_source
-    from jaxpt.data.packing import pack
-
     loader = single_source(data.validation, pack(data.validation, WINDOW, "concatenate"), PAIRS)
     return np.asarray(loader.batch(0)["inputs"])
 

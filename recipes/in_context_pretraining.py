@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpt import plots, pretrain, proxy
+from jaxpt import plots, proxy
 from jaxpt.comparison import Table, Trial
 from jaxpt.core.types import Params
 from jaxpt.data.corpora import cache_dir
@@ -36,7 +36,6 @@ from jaxpt.data.records import TokenRecords
 from jaxpt.data.related.tables import table_items
 from jaxpt.data.shards import write_folder
 from jaxpt.data.vocabularies import ByteVocabulary
-from jaxpt.evaluate.bits_per_byte import Scorer
 from jaxpt.evaluate.classification import held_out
 from jaxpt.evaluate.in_context import document_loss
 from jaxpt.in_context import Graph, RelatedConfig, RelatedData, neighbours, texts
@@ -151,7 +150,7 @@ def losses(params: Params, cfg: Any, setting: Setting) -> dict[str, dict[str, fl
     idx = neighbours(cfg.data.graph, texts(records, units))[0]
     ids = records.documents.id[records.document[units.spans[:, 0]]]
     reported = np.array([held_out(str(i), 0.5) for i in ids])
-    score, rng = _scorer(cfg.model), np.random.default_rng(0)
+    score, rng = proxy.scorer(CausalLM(model=cfg.model)), np.random.default_rng(0)
     found: dict[str, dict[str, float]] = {"after related": {}, "after random": {}, "alone": {}}
     for part, mine in (("tuning", ~reported), ("report", reported)):
         targets = rng.permutation(np.flatnonzero(mine))[: setting.judged]
@@ -165,7 +164,7 @@ def losses(params: Params, cfg: Any, setting: Setting) -> dict[str, dict[str, fl
 def table_losses(params: Params, cfg: Any, setting: Setting) -> dict[str, dict[str, float]]:
     """Nats per value on new topics, after another document of the topic and after one of another topic."""
     records = cfg.data.open(cfg.model.vocab_size).validation
-    units, score = cfg.data.units(records), _scorer(cfg.model)
+    units, score = cfg.data.units(records), proxy.scorer(CausalLM(model=cfg.model))
     capital = lambda labels: (labels >= 3 + ord("A")) & (labels <= 3 + ord("Z"))  # noqa: E731
     first = np.arange(0, len(units), 2)
     found: dict[str, dict[str, float]] = {"after related": {}, "after random": {}}
@@ -175,11 +174,6 @@ def table_losses(params: Params, cfg: Any, setting: Setting) -> dict[str, dict[s
                 score, records, units, before[:, None], mine + 1, batch_size=16, scored=capital
             )(params)
     return found
-
-
-@functools.lru_cache(maxsize=2)
-def _scorer(model: decoder.Config) -> Scorer:
-    return pretrain.scorer(CausalLM(model=model))
 
 
 def claim(run: Claim) -> Table:

@@ -37,11 +37,11 @@ from jaxpt.objectives.base import Objective
 from jaxpt.objectives.corruption import Masking
 from jaxpt.objectives.courses import COURSES, Courses
 from jaxpt.optim import AdamConfig
-from jaxpt.pretrain import DataConfig, Pretrain, flops_per_step
+from jaxpt.pretrain import DataConfig, Pretrain
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
 from jaxpt.training.run import RunConfig
-from recipes.common import held_out_batches, with_steps
+from recipes.common import held_out_batches, operations, with_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ MEASURED = ("wrong", "fakes")
 def longer(setting: Setting) -> Pretrain:
     """ELECTRA with as many operations as MCL, which has several passes an update."""
     electra, mcl = ARMS["ELECTRA"](setting), ARMS["MCL"](setting)
-    costs = [flops_per_step(run)(run.objective.on(run.model).spec()).nominal for run in (mcl, electra)]
+    costs = [operations(run) for run in (mcl, electra)]
     return with_steps(electra, round(setting.run.steps * costs[0] / costs[1]))
 
 

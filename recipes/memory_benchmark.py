@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpt import plots, pretrain, proxy
+from jaxpt import plots, proxy
 from jaxpt.comparison import Table, Trial
 from jaxpt.core import spec as specs
 from jaxpt.core.types import Params
@@ -36,7 +36,7 @@ from jaxpt.recipe import Claim, Recipe
 from jaxpt.training.run import RunConfig
 from jaxpt.training.surgery import Merges
 from jaxpt.weights import Dense, Form, LowRank, Masked, Monarch, ReLoRA, SparseLowRank
-from recipes.common import byte_level, llama, with_embedding, with_form, with_optimizer, with_steps
+from recipes.common import byte_level, llama, operations, with_embedding, with_form, with_optimizer, with_steps
 
 LOOKED_AT = "mlp/up"  # of layer 0: the matrix whose change is ranked
 
@@ -155,11 +155,6 @@ PROJECTED = ("galore", "galore, one projector", "fira")
 def _projector(s: Setting) -> str:
     """By iteration in the papers' sizes, where a singular value decomposition on a TPU is slow and cannot be split."""
     return "svd" if s.model.width <= 1024 else "iterate"
-
-
-def operations(cfg: Pretrain) -> float:
-    """Nominal operations of an update."""
-    return pretrain.flops_per_step(cfg)(decoder.spec(cfg.model)).nominal
 
 
 def longer(s: Setting, arm: str) -> Pretrain:

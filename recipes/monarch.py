@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpt import plots, pretrain, proxy, weights
+from jaxpt import plots, proxy, weights
 from jaxpt.comparison import Table, Trial
 from jaxpt.core import spec as specs
 from jaxpt.core.rng import fold
@@ -47,7 +47,7 @@ from jaxpt.training.run import RunConfig
 from jaxpt.training.step import Batch
 from jaxpt.training.surgery import Switch
 from jaxpt.weights import BlockDiagonal, Dense, LowRank, Monarch
-from recipes.common import BLOCKS, byte_level, with_embedding, with_optimizer, with_steps
+from recipes.common import BLOCKS, byte_level, operations, with_embedding, with_optimizer, with_steps
 
 WITHIN = 0.03 / math.log(2)  # nats as bits: how far reverse sparsification may be behind dense
 NOISE = 0.01  # of the planted regression, a share of the outputs' standard deviation
@@ -129,7 +129,7 @@ def dense_early(setting: Setting) -> Pretrain:
     costs = {}
     for kind in ("dense", "monarch"):
         cfg = of_kind(setting, kind)
-        costs[kind] = pretrain.flops_per_step(cfg)(decoder.spec(cfg.model)).nominal
+        costs[kind] = operations(cfg)
     (switch,) = Ramps(at=(setting.dense_from,)).updates(setting.run.steps)
     spent = switch * costs["monarch"] + (setting.run.steps - switch) * costs["dense"]
     return with_steps(of_kind(setting, "dense"), round(spent / costs["dense"]))

@@ -21,6 +21,7 @@ from jaxpt.objectives.phases import Phases
 from jaxpt.optim import AdamConfig
 from jaxpt.pretrain import DataConfig, Pretrain
 from jaxpt.stages import Stage, run_stages
+from jaxpt.training.events import at
 from jaxpt.training.run import RunConfig
 from jaxpt.training.step import Phased
 
@@ -88,17 +89,11 @@ def test_the_objective_changes_and_moments_stay(text, tmp_path):
         raise Killed
 
     with pytest.raises(Killed):
-        pretrain.run(saved, started, events=[pretrain_at(5, kill)])
+        pretrain.run(saved, started, events=[at(5, kill)])
     again = pretrain.run(saved, started)
     assert again.resumed_from == 4
     assert digest(again.state) == digest(whole.state)
     assert again.ledger == whole.ledger
-
-
-def pretrain_at(step, fn):
-    from jaxpt.training.events import at
-
-    return at(step, fn)
 
 
 def test_stages_start_from_each_other_and_are_not_run_twice(text, tmp_path):

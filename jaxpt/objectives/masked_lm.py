@@ -37,10 +37,7 @@ class MaskedLM(Objective):
     def check(self) -> None:
         if isinstance(self.model, encoder.Config) and not self.model.mlm_head:
             raise ValueError("masked language modeling needs an encoder with mlm_head=True")
-        if self.masking.vocab_size > self.model.vocab_size:
-            raise ValueError(
-                f"masking draws from {self.masking.vocab_size} tokens, the model has vocab_size={self.model.vocab_size}"
-            )
+        self.masking.check_vocabulary(self.model.vocab_size)
 
     def prepare(self, key: PRNGKeyArray, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return corrupt(key, batch, self)

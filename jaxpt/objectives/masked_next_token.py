@@ -38,10 +38,7 @@ class MaskedNextToken(Objective):
     z_loss: float = 0.0
 
     def check(self) -> None:
-        if self.masking.vocab_size > self.model.vocab_size:
-            raise ValueError(
-                f"masking draws from {self.masking.vocab_size} tokens, the model has vocab_size={self.model.vocab_size}"
-            )
+        self.masking.check_vocabulary(self.model.vocab_size)
 
     def prepare(self, key: PRNGKeyArray, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         return corrupt(key, batch, self)

@@ -63,10 +63,7 @@ class ReplacedTokens(Objective):
     def check(self) -> None:
         if not isinstance(self.model, encoder.Config) or self.model.rtd_head == "none":
             raise ValueError('replaced-token detection needs an encoder with rtd_head="token" or "token_and_first"')
-        if self.masking.vocab_size > self.model.vocab_size:
-            raise ValueError(
-                f"masking draws from {self.masking.vocab_size} tokens, the model has vocab_size={self.model.vocab_size}"
-            )
+        self.masking.check_vocabulary(self.model.vocab_size)
         if min(self.generator_weight, self.discriminator_weight) < 0:
             given = f"{self.generator_weight} and {self.discriminator_weight}"
             raise ValueError(f"the losses' weights must not be negative, got {given}")

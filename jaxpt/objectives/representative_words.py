@@ -56,10 +56,7 @@ class RepresentativeWords(Objective):
             raise ValueError("representative words need an encoder with mlm_head=True and pooler=True")
         if self.masking.by != "units":
             raise ValueError(f'whole words are hidden: masking needs by="units", got by={self.masking.by!r}')
-        if self.masking.vocab_size > self.model.vocab_size:
-            raise ValueError(
-                f"masking draws from {self.masking.vocab_size} tokens, the model has vocab_size={self.model.vocab_size}"
-            )
+        self.masking.check_vocabulary(self.model.vocab_size)
         if self.form not in FORMS:
             raise nearest_error("form of the pair loss", self.form, FORMS)
         if min(self.share_words, self.share_masked) < 0 or self.share_words + self.share_masked <= 0:

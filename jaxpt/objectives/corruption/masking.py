@@ -63,6 +63,11 @@ class Masking:
         """Number of ids that may be put in by chance."""
         return self.vocab_size - len({self.mask_id, *self.special_ids})
 
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raises ValueError where a model of so many tokens lacks some that are drawn."""
+        if self.vocab_size > vocab_size:
+            raise ValueError(f"masking draws from {self.vocab_size} tokens, the model has vocab_size={vocab_size}")
+
     def size(self, length: int) -> int:
         """Static number of entries of `Masked` for a row of this length: the most there can be, up to a multiple of 8, so
         that the predictions can be cut into chunks."""
