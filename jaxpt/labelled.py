@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -74,6 +75,16 @@ class WindowConfig(DataConfig):
         """
         records = super().open(vocab_size).train
         return self.cut(records)
+
+    def batch_shapes(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """The inputs of `part` "general"; how wide the targets of the others are, their text says.
+
+        Raises:
+          ValueError: another part.
+        """
+        if self.part != "general":
+            raise ValueError(f"the number of classes of part {self.part!r} is known with its text; compile the general part")
+        return {"inputs": jax.ShapeDtypeStruct((rows, length), np.int32)}
 
     def cut(self, records: TokenRecords) -> WindowData:
         """The windows of these records."""

@@ -20,6 +20,7 @@ import functools
 import hashlib
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -75,6 +76,15 @@ class PhasedData(DataConfig):
                 found.append((until * i // self.stages, self.sequence_length, max(1, round(share * self.batch_size))))
             starts = starts[1:]
         return (*found, *((s, self.sequence_length * times, self.batch_size // times) for s, times in starts))
+
+    def size_at(self, update: int) -> tuple[int, int]:
+        """(sequences, tokens of each) of an update, counted from 0."""
+        _, length, rows = next(phase for phase in reversed(self.phases) if phase[0] <= update)
+        return rows, length
+
+    def batch_shapes(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        rate = {} if self.mask_rate is None else {"mask_rate": jax.ShapeDtypeStruct((rows,), np.float32)}
+        return super().batch_shapes(rows, length) | rate
 
     def rate_at(self, step: int) -> float:
         """Share of hidden tokens in the update after `step`."""

@@ -24,7 +24,7 @@ from jaxpt.core.rng import fold
 from jaxpt.core.types import Params, PRNGKeyArray
 from jaxpt.data.held_out import Part, held_out
 from jaxpt.data.loader import Loader, single_source
-from jaxpt.data.packing import pack
+from jaxpt.data.packing import batch_shapes, pack
 from jaxpt.data.prepare import TextTask, prepared
 from jaxpt.data.records import TokenRecords
 from jaxpt.evaluate.bits_per_byte import Scorer, bits_per_byte, make_scorer, mean_loss
@@ -80,6 +80,14 @@ class DataConfig:
                 f"give model.vocab_size={padded_vocabulary(train_records.vocabulary_size)}"
             )
         return Data(self, train_records, validation)
+
+    def batch_shapes(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and dtypes of the arrays of a batch of so many sequences of so many tokens, before there is text."""
+        return batch_shapes(rows, length)
+
+    def size_at(self, update: int) -> tuple[int, int]:
+        """(sequences, tokens of each) of an update, counted from 0."""
+        return self.batch_size, self.sequence_length
 
     @property
     def task(self) -> TextTask:
@@ -251,7 +259,7 @@ def flops_per_step(cfg: Pretrain) -> Callable[..., ledger.Cost]:
 
     def cost(params: Params, update: int = 0) -> ledger.Cost:
         objective = [of for first, of in starts if first <= update][-1]
-        return objective.cost(params, cfg.data.batch_size, cfg.data.sequence_length)
+        return objective.cost(params, *cfg.data.size_at(update))
 
     return cost
 

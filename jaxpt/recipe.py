@@ -243,6 +243,7 @@ def _compile(recipe: Recipe, options: argparse.Namespace, changes: Mapping[str, 
         mesh=cfg.mesh,
         name=f"{recipe.name} {options.preset}, {options.arm}",
         objective=last(cfg.objective),
+        shapes=cfg.data.batch_shapes,
     )
     return aot.run(options, job)
 

@@ -229,7 +229,7 @@ def paper(width: int, layers: int, depth: float, rate: float) -> Setting:
 
 PRESETS = {
     "tiny": small(200),
-    "small": small(800),
+    "small": dataclasses.replace(small(800), rates=(1e-3, 2e-3, 4e-3)),
     "paper_xsmall": paper(384, 12, 1 / 2, 6e-4),
     "paper_small": paper(768, 6, 1 / 2, 6e-4),
     "paper_base": paper(768, 12, 1 / 2, 6e-4),

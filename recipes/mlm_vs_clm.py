@@ -177,7 +177,7 @@ def paper(width: int, layers: int, heads: int, ffn: int) -> Setting:
 
 PRESETS = {
     "tiny": byte_level(200),
-    "small": dataclasses.replace(byte_level(800), rates=(3e-3, 6e-3, 1.2e-2)),
+    "small": dataclasses.replace(byte_level(800), rates=(1.5e-3, 3e-3, 6e-3)),
     "paper_210m": paper(768, 12, 12, 3072),
     "paper_610m": paper(1152, 26, 18, 4096),
     "paper_1b": paper(1728, 28, 27, 5120),

@@ -85,6 +85,9 @@ def test_impossible_parts_are_named(records):
     ):
         with pytest.raises(ValueError, match=message):
             dataclasses.replace(DATA, **change).cut(records)
+    with pytest.raises(ValueError, match="classes of part 'labelled' is known with its text"):
+        DATA.batch_shapes(4, 9)
+    assert dataclasses.replace(DATA, part="general").batch_shapes(4, 9)["inputs"].shape == (4, 9)
 
 
 def test_fine_tuning_is_distillation_from_a_teacher_that_knows_bit_for_bit(records, tmp_path, monkeypatch):

@@ -7,7 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxpt import pretrain
+from jaxpt.models import decoder
 from jaxpt.phased_text import PhasedData
+from jaxpt.training.run import RunConfig
 
 
 class Part:
@@ -64,6 +67,29 @@ def test_the_mask_rate_falls_on_a_line():
 def test_tokens_are_counted_over_phases():
     assert loader().ledger(16)["tokens"] == 16 * 64
     assert loader().fingerprint != loader(mask_rate=None).fingerprint
+
+
+def test_every_update_has_the_size_of_its_batch_and_is_counted_with_it(monkeypatch, tmp_path):
+    """A run's operations are the sum over its updates, each of its own size; a batch is what `batch_shapes` says."""
+    data = PhasedData(
+        corpora=(f"files:{tmp_path}/*.txt",), vocabulary="bytes", sequence_length=8, batch_size=8, steps=10, grow=0.5,
+        stages=2, validation=0.3, evaluation_tokens=64,
+    )  # fmt: skip
+    monkeypatch.setenv("JAXPT_CACHE", str(tmp_path / "cache"))
+    for i in range(20):
+        (tmp_path / f"{i}.txt").write_text(f"{i} " + "words that are read " * 9)
+    assert [data.size_at(t) for t in (0, 3, 6, 7, 9)] == [(4, 8), (8, 8), (8, 8), (4, 16), (2, 32)]
+    loader = data.open(260).loader()
+    for step in (0, 8):
+        batch, said = loader.batch(step), data.batch_shapes(*data.size_at(step))
+        assert {name: (batch[name].shape, batch[name].dtype) for name in said} == {
+            name: (x.shape, x.dtype) for name, x in said.items()
+        }
+    model = decoder.Config(vocab_size=260, layers=1, width=8, heads=2, ffn=8)
+    cfg = pretrain.Pretrain(model=model, data=data, run=RunConfig(steps=10, quiet=True))
+    found = pretrain.run(cfg)
+    each = [pretrain.flops_per_step(cfg)(found.state.params, t).nominal for t in range(10)]
+    assert len(set(each)) > 2 and found.ledger.flops_nominal == sum(map(int, each))
 
 
 def test_schedules_that_cannot_be_are_refused():

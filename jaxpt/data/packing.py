@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 from typing import Literal
 
+import jax
 import numpy as np
 
 from jaxpt.core.names import nearest_error
@@ -136,6 +137,13 @@ def _pieces(records: np.ndarray, lengths: np.ndarray, size: int, aligned: bool) 
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     start = within * size
     return np.stack([record, start, np.minimum(size, np.repeat(lengths, counts) - start)], 1).astype(np.int64)
+
+
+def batch_shapes(rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a batch of examples holds, without the text."""
+    integers = ("inputs", "labels", "segment_ids", "positions")
+    dtypes = dict.fromkeys(integers, np.int32) | {"loss_weight": np.float32}
+    return {name: jax.ShapeDtypeStruct((rows, length), dtype) for name, dtype in dtypes.items()}
 
 
 def example(records: TokenRecords, packing: Packing, i: int) -> dict[str, np.ndarray]:

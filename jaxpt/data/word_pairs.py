@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -32,6 +33,7 @@ from jaxpt.data.word_statistics import Collection
 from jaxpt.sharding import local_rows
 
 Rows = dict[str, np.ndarray]
+ROWS = ("inputs", "token_types", "segment_ids", "unit_ids")
 
 
 class Special(NamedTuple):
@@ -67,6 +69,15 @@ class WordPairs:
     words: float = 3.0
     evaluation_pairs: int = 256
     seed: int = 0
+
+    def batch_shapes(self, pairs: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and dtypes of the arrays of a batch of so many pairs, before there is text."""
+        rows = {name: jax.ShapeDtypeStruct((pairs, 2, length), np.int32) for name in ROWS}
+        return rows | {"gap": jax.ShapeDtypeStruct((pairs,), np.float32)}
+
+    def size_at(self, update: int) -> tuple[int, int]:
+        """(pairs, tokens of a row) of an update."""
+        return self.batch_size, self.sequence_length
 
     @property
     def task(self) -> TextTask:

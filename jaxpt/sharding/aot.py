@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxpt.core import spec as specs
 from jaxpt.core.config import override, parse_overrides
 from jaxpt.core.types import Params, PyTree
+from jaxpt.data.packing import batch_shapes
 from jaxpt.layers import stack
 from jaxpt.objectives.base import Objective
 from jaxpt.objectives.causal_lm import CausalLM
@@ -34,8 +35,8 @@ from jaxpt.sharding.topology import Topology
 from jaxpt.training.state import TrainState, create, state_shardings
 from jaxpt.training.step import Step, batch_sharding, make_step
 
-BATCH = {"inputs": "int32", "labels": "int32", "loss_weight": "float32"}
 Build = Callable[[Mesh, TrainState], Step]  # (mesh, shardings of the state) -> the step
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Job:
       mesh: sizes of the mesh axes. Parameters are split over every chip by default.
       name: for the report.
       objective: what is minimised; of one in phases, give each phase.
-      arrays: names and dtypes of the batch's arrays, each [batch, length].
+      shapes: (batch, length) -> what a batch holds; packed text by default.
     """
 
     cfg: Any
@@ -62,7 +63,7 @@ class Job:
     mesh: MeshConfig = dataclasses.field(default_factory=lambda: MeshConfig(data=1, fsdp=-1))
     name: str = "model"
     objective: Objective = dataclasses.field(default_factory=CausalLM)
-    arrays: Mapping[str, str] = dataclasses.field(default_factory=lambda: BATCH)
+    shapes: Callable[[int, int], Shapes] = batch_shapes
 
     @property
     def trained(self) -> Objective:
@@ -83,8 +84,8 @@ class Job:
 
 def compile_job(job: Job, where: Topology) -> Report:
     """The report of a job on a slice. Raises as `compile_step`."""
-    shapes = {name: jax.ShapeDtypeStruct((job.batch, job.length), dtype) for name, dtype in job.arrays.items()}
-    report = compile_step(job.build, job.trained.spec(), job.optimizer, shapes, where, job.mesh, job.model_flops())
+    batch = job.shapes(job.batch, job.length)
+    report = compile_step(job.build, job.trained.spec(), job.optimizer, batch, where, job.mesh, job.model_flops())
     remat, micro = getattr(job.cfg, "remat", "none"), job.accumulate
     settings = f"remat {remat}, {micro} microbatch{'es' if micro > 1 else ''}"
     return dataclasses.replace(report, name=f"{job.name} ({settings})")
@@ -94,7 +95,7 @@ def compile_step(
     build: Build,
     spec: Params,
     optimizer: optax.GradientTransformation,
-    batch: Mapping[str, jax.ShapeDtypeStruct],
+    batch: Shapes,
     where: Topology,
     mesh: MeshConfig | None = None,
     model_flops: float | None = None,
@@ -103,7 +104,7 @@ def compile_step(
 
     Args:
       build: the step for a mesh and the shardings of its state.
-      batch: name -> shape over all chips, [B, S].
+      batch: name -> shape over all chips, [B, ...]; "inputs" says how long a sequence is.
       model_flops: operations of one step over all chips, for the utilisation.
 
     Raises:
@@ -112,7 +113,7 @@ def compile_step(
     """
     devices = where.devices()
     made = make_mesh(mesh or MeshConfig(), devices)
-    shape = next(iter(batch.values())).shape
+    shape = batch.get("inputs", next(iter(batch.values()))).shape
     split = made.shape["data"] * made.shape["fsdp"]
     if shape[0] % split:
         raise ValueError(f"a batch of {shape[0]} sequences cannot be shared evenly by {split} chips (data x fsdp)")
@@ -126,7 +127,7 @@ def compile_step(
         "topology": where.name,
         "chips": where.chips,
         "mesh": dict(made.shape),
-        "batch": (shape[0], shape[1] if len(shape) > 1 else 1),
+        "batch": (shape[0], shape[-1] if len(shape) > 1 else 1),
         "flops_model": None if model_flops is None else model_flops / len(devices),
     }
     started = time.perf_counter()

@@ -120,6 +120,7 @@ class _Run:
         self.meter, self.breakdown, self.ledger = Meter(), Breakdown(), Ledger()
         self.lock: Lock | None = None
         self.warned, self.seen = False, set[str]()
+        self.shapes: dict[str, tuple[int, ...]] = {}  # of the batch before
         self.trace = Trace(self.cfg.profile, self.cfg.out)
 
     def open(self) -> None:
@@ -237,8 +238,10 @@ class _Run:
         ids = np.asarray(batch.get("sequence_ids", ()), np.int64)
         weight = batch.get("loss_weight")
         tokens = 0.0 if weight is None else float(np.count_nonzero(weight)) * jax.process_count()
-        if self.step.at(self.at) is not self.step.at(max(0, self.at - 1)):
+        shapes = {name: np.shape(x) for name, x in batch.items()}
+        if self.step.at(self.at) is not self.step.at(max(0, self.at - 1)) or shapes != (self.shapes or shapes):
             self._next_phase()
+        self.shapes = shapes
         self._doing(COMPUTING)
         with self.trace.before(self.at + 1, lambda: self._drain(0)):
             on_device = put_batch({k: x for k, x in batch.items() if k not in NOT_FOR_DEVICE}, self.step.mesh)

@@ -54,6 +54,9 @@ def test_batches_depend_on_seed_and_step_alone(data):
     loader = data.loader(seed=3)
     first = loader.batch(5)
     assert first["inputs"].shape == (4, 2, 128) and (first["gap"] >= 0).all()
+    assert data.cfg.size_at(5) == (4, 128)
+    said = data.cfg.batch_shapes(4, 128)
+    assert {name: x.shape for name, x in said.items()} == {name: first[name].shape for name in said}
     again = next(iter(data.loader(seed=3).batches(5)))
     for name, x in first.items():
         np.testing.assert_array_equal(x, again[name], err_msg=name)
