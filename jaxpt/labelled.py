@@ -83,7 +83,9 @@ class WindowConfig(DataConfig):
           ValueError: another part.
         """
         if self.part != "general":
-            raise ValueError(f"the number of classes of part {self.part!r} is known with its text; compile the general part")
+            raise ValueError(
+                f"the number of classes of part {self.part!r} is known with its text; compile the general part"
+            )
         return {"inputs": jax.ShapeDtypeStruct((rows, length), np.int32)}
 
     def cut(self, records: TokenRecords) -> WindowData:
