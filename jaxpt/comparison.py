@@ -110,6 +110,14 @@ class Table:
         """Mean over seeds."""
         return statistics.fmean(self.values(arm))
 
+    def extras(self, arm: str, name: str) -> list[float]:
+        """What else each seed's trial told under this name; NaN, which passes no bound, of a run that diverged."""
+        return [t.extra.get(name, math.nan) for _, t in sorted(self.trials[arm].items())]
+
+    def mean_extra(self, arm: str, name: str) -> float:
+        """Its mean over seeds."""
+        return statistics.fmean(self.extras(arm, name))
+
     def differences(self, arm: str, baseline: str) -> list[float]:
         """baseline - arm, paired by seed: positive where the arm is better."""
         return [b - a for a, b in zip(self.values(arm), self.values(baseline), strict=True)]

@@ -151,13 +151,14 @@ def claim(run: Claim) -> Table:
     table.check(f"GDES's generator is NES's: {SAME}", apart, "0 exactly", apart == 0)
     behind = [(a - b) / b for a, b in zip(table.values("GDES"), table.values("ES"), strict=True)]
     table.check("GDES's generator behind ES's", max(behind), "at most 2 % in some seed", min(behind) <= 0.02)
-    moved = min(t.extra["distance of the tables"] for t in table.trials["GDES"].values())
+    moved = min(table.extras("GDES", "distance of the tables"))
     table.check("GDES: |E_delta| / |E_G|", moved, "above 0.05", moved > 0.05)
     for name in ("cosine of G's tokens", "cosine of D's tokens", "distance of the tables"):
-        table.note(f"{name}: " + ", ".join(f"{arm} {_mean(table, arm, name):.3f}" for arm in ARMS) + ".")
+        table.note(f"{name}: " + ", ".join(f"{arm} {table.mean_extra(arm, name):.3f}" for arm in ARMS) + ".")
+    cosine, low = (table.mean_extra("ES", f"gradients: {of}") for of in ("cosine", "share near or below 0"))
     table.note(
-        f"Under ES the two losses' gradients on the table have a cosine of {_mean(table, 'ES', 'gradients: cosine'):.3f}; "
-        f"it is below 0.05 on {_mean(table, 'ES', 'gradients: share near or below 0'):.0%} of the batches."
+        f"Under ES the two losses' gradients on the table have a cosine of {cosine:.3f}; it is below 0.05 on {low:.0%} of "
+        "the batches."
     )
     losses = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
     plots.curves(run.figure("loss"), losses, title="Training loss", x="update", y="L_G + 50 L_D")
@@ -168,10 +169,6 @@ def _objective(cfg: Pretrain) -> ReplacedTokens:
     if not isinstance(cfg.objective, ReplacedTokens):
         raise ValueError(f"expected replaced-token detection, got {type(cfg.objective).__name__}")
     return cfg.objective
-
-
-def _mean(table: Table, arm: str, name: str) -> float:
-    return float(np.mean([t.extra[name] for t in table.trials[arm].values()]))
 
 
 def both(adam: AdamConfig, **schedule: Any) -> GroupedConfig:

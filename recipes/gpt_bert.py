@@ -4,7 +4,8 @@ Some rows of each batch are causal, the others see both sides and predict hidden
 output means the same in both. LAMB, masks that fall from 30 to 15 %, rows that grow 1, 2, 4 times longer.
 
     python -m recipes.gpt_bert claim                       # byte level, two layers
-    python -m recipes.gpt_bert train --preset babylm_tiny
+    python -m recipes.gpt_bert claim --preset babylm_tiny  # English: vocabulary, training, minimal pairs in both modes
+    python -m recipes.gpt_bert claim --preset babylm_10m   # the 10M-word track, for a GPU
     python -m recipes.gpt_bert compile --preset paper_10m --topology v5e:4x4
 
 Claim: with equal tokens the hybrid is usable in both modes. Its causal loss is within 0.3 nat of the causal run's, where
@@ -29,8 +30,15 @@ import numpy as np
 from jaxpt import models, pretrain, proxy
 from jaxpt.comparison import Table, Trial
 from jaxpt.core.types import Array, Params
+from jaxpt.data import vocabularies
 from jaxpt.data.loader import single_source
 from jaxpt.data.packing import pack
+from jaxpt.data.vocabularies import Vocabulary
+from jaxpt.data.word_pairs import decoded
+from jaxpt.evaluate import both_modes as modes
+from jaxpt.evaluate import lexicon
+from jaxpt.evaluate.minimal_pairs import Pair, pair_accuracy
+from jaxpt.evaluate.phenomena import minimal_pairs
 from jaxpt.layers import masks
 from jaxpt.models import gpt_bert
 from jaxpt.objectives.causal_lm import CausalLM
@@ -49,9 +57,15 @@ PAIRS, WINDOW = 128, 32
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting(Pretrain):
-    """A run, and the grid of peak rates."""
+    """A run, and what is tuned.
+
+    Attributes:
+      rates: the grid of peak rates.
+      grammar: minimal pairs of each phenomenon of English by which a run is judged as well; 0 where the text is no English.
+    """
 
     rates: tuple[float, ...] = (5e-3, 1e-2)
+    grammar: int = 0
 
 
 def masking(vocab_size: int, rate: float) -> Masking:
@@ -88,7 +102,26 @@ def both_modes(params: Params, cfg: Pretrain) -> dict[str, Any]:
     judged = MaskedNextToken(model=cfg.model, masking=masking(cfg.model.vocab_size, 0.15))
     hidden = data.evaluation(proxy.scorer(judged), "report", likelihood=False)(params)
     numbers = {"bits_per_byte": causal["bits_per_byte"], "causal": causal["nats_per_token"], "masked": hidden["loss"]}
-    return numbers | exchanged(params, cfg, windows_of(data))
+    told = grammar(params, cfg) if isinstance(cfg, Setting) and cfg.grammar else {}
+    return numbers | exchanged(params, cfg, windows_of(data)) | told
+
+
+def grammar(params: Params, cfg: Setting) -> dict[str, float]:
+    """Mean accuracy over phenomena of minimal pairs in words of the training text: in each mode, and fused."""
+    pairs, vocabulary = english_pairs(cfg.data, cfg.model.vocab_size, cfg.grammar)
+    scorers = modes.both_modes(
+        params, cfg.model, vocabulary, mask_id=cfg.model.vocab_size - 1, max_length=cfg.data.sequence_length
+    )
+    return {f"grammar {mode}": pair_accuracy(score, pairs)["accuracy"] for mode, score in scorers.items()}
+
+
+@functools.lru_cache(maxsize=1)
+def english_pairs(data: pretrain.DataConfig, vocab_size: int, each: int) -> tuple[list[Pair], Vocabulary]:
+    """Minimal pairs in words that the training text has, and its vocabulary."""
+    records = data.open(vocab_size).train
+    vocabulary = vocabularies.load(records.folder / "vocabulary")
+    words = lexicon.from_text(decoded(records, vocabulary))
+    return [pair for of_one in minimal_pairs(0, words, each).values() for pair in of_one], vocabulary
 
 
 def windows_of(data: pretrain.Data) -> np.ndarray:
@@ -139,7 +172,7 @@ def pseudo_score(params: Params, ids: Array, cfg: Any) -> Array:
 def claim(run: Claim) -> Table:
     """Equal updates and tokens."""
     table = run.compare(trial, tune={"rate": run.setting.rates}, metric="bits per byte (causal)")
-    mean = functools.partial(_mean, table)
+    mean = table.mean_extra
     best = "hybrid 1:1"
     behind = mean(best, "causal") - mean("causal", "causal")
     table.check("hybrid behind causal, nats in causal mode", behind, "at most 0.3", behind <= 0.3)
@@ -149,14 +182,11 @@ def claim(run: Claim) -> Table:
     table.check("hybrid behind masked, nats per hidden token", behind, "at most 0.3", behind <= 0.3)
     gain = mean(best, "pairs fused") - max(mean(best, "pairs causal"), mean(best, "pairs pseudo"))
     table.check("fused above the better mode, exchanged tokens", gain, "at least -0.01", gain >= -0.01)
+    tests = ("pairs", "grammar") if run.setting.grammar else ("pairs",)
+    names = ["causal", "masked", *(f"{test} {mode}" for test in tests for mode in ("causal", "pseudo", "fused"))]
     for arm in ARMS:
-        names = ("causal", "masked", "pairs causal", "pairs pseudo", "pairs fused")
         table.note(f"{arm}: " + ", ".join(f"{name} {mean(arm, name):.3f}" for name in names))
     return table
-
-
-def _mean(table: Table, arm: str, name: str) -> float:
-    return float(np.mean([t.extra.get(name, np.inf) for t in table.trials[arm].values()]))
 
 
 def setting(
@@ -176,6 +206,7 @@ def setting(
 BYTES = {"vocab_size": 260, "layers": 2, "width": 96, "heads": 4, "ffn": 192}
 SMALL = {"vocab_size": 8192, "layers": 12, "width": 384, "heads": 6, "ffn": 1280}
 ENGLISH = {"corpora": ("default-en",), "vocabulary": "bpe:8000"}
+FEW = {"corpora": ("kjv", "fortunes"), "vocabulary": "bpe:2048", "evaluation_tokens": 32_768}  # a million words
 
 
 def paper(steps: int, vocabulary: int, rate: float, **model: Any) -> Setting:
@@ -189,11 +220,12 @@ def paper(steps: int, vocabulary: int, rate: float, **model: Any) -> Setting:
 PRESETS = {
     "tiny": setting(200, 16, 64, {"evaluation_tokens": 32_768}, {"warmup": 0.1, "cooldown": 0.1}, **BYTES),
     "small": setting(800, 16, 64, {"evaluation_tokens": 32_768}, {"warmup": 0.1, "cooldown": 0.1}, **BYTES),
-    "babylm_tiny": setting(
-        500, 16, 64, {"vocabulary": "bpe:2048"}, {"warmup": 0.1},
-        vocab_size=2176, layers=3, width=128, heads=4, ffn=256,
+    "babylm_tiny": dataclasses.replace(
+        setting(500, 32, 64, FEW, {"warmup": 0.1}, vocab_size=2176, layers=3, width=128, heads=4, ffn=256), grammar=40
     ),
-    "babylm_10m": setting(7812, 512, 128, ENGLISH, {"rate": 1.41e-2}, **SMALL),
+    "babylm_10m": dataclasses.replace(
+        setting(7812, 512, 128, ENGLISH, {}, **SMALL), grammar=500, rates=(7e-3, 1.41e-2)
+    ),
     "paper_10m": paper(7812, 8000, 1.41e-2, **SMALL),
     "paper_100m": paper(15_625, 16_000, 1e-2, vocab_size=16_384, layers=12, width=768, heads=12, ffn=2560),
 }  # fmt: skip

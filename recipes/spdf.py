@@ -113,7 +113,7 @@ def claim(run: Claim) -> Table:
         "dense fine-tuning beats sparse fine-tuning", "75 % sparse, then dense", "75 % sparse throughout"
     )
     table.check_better("sparse pre-training beats none", "75 % sparse, then dense", "not pre-trained")
-    before = {arm: _extra(table, arm, "pretrained") for arm, stages in STAGES.items() if stages.sparsity is not None}
+    before = {arm: table.extras(arm, "pretrained") for arm, stages in STAGES.items() if stages.sparsity is not None}
     for arm in ("50 % sparse, then dense", "75 % sparse, then dense"):
         gap = float(np.mean(np.subtract(before[arm], before["dense"])))
         left = float(np.mean(table.differences("dense", arm)))
@@ -121,7 +121,7 @@ def claim(run: Claim) -> Table:
             table.check("share of the gap of pre-training that dense fine-tuning closes, 75 %", 1 - left / gap,
                         "above 0.3", 1 - left / gap > 0.3)  # fmt: skip
         table.note(f"{arm}: {gap:+.4f} bits per byte behind dense after pre-training, {left:+.4f} after fine-tuning.")
-    flops = {arm: _extra(table, arm, "pretraining_flops")[0] for arm in ("dense", "75 % sparse, then dense")}
+    flops = {arm: table.extras(arm, "pretraining_flops")[0] for arm in ("dense", "75 % sparse, then dense")}
     share = flops["75 % sparse, then dense"] / flops["dense"]
     table.note(f"Nominal operations of pre-training at 75 % over dense, head and attention counted dense: {share:.3f}. A "
                "mask of single entries saves no time on matrix units.")  # fmt: skip
@@ -130,10 +130,6 @@ def claim(run: Claim) -> Table:
         title="Fine-tuning, every arm at its best rate", x="update", y="nats per byte",
     )  # fmt: skip
     return table
-
-
-def _extra(table: Table, arm: str, name: str) -> list[float]:
-    return [t.extra[name] for _, t in sorted(table.trials[arm].items())]
 
 
 def paper(width: int, layers: int, heads: int, steps: int, batch: int, rate: float) -> Setting:

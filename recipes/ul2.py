@@ -129,11 +129,10 @@ def claim(run: Claim) -> Table:
     margin = statistics.fmean(min(v for k, v in w.items() if k != "mixture") - w["mixture"] for w in worst.values())
     table.check("regret at the worst task: mixture below either specialist", margin,
                 f"above 0 in every seed (in {wins} of {len(worst)})", wins == len(worst))  # fmt: skip
-    mixed = list(table.trials["mixture"].values())
-    gain = statistics.fmean(t.extra.get("S, wrong token", -math.inf) - t.extra.get("S", math.inf) for t in mixed)
+    gain = table.mean_extra("mixture", "S, wrong token") - table.mean_extra("mixture", "S")
     table.check("S: the wrong mode token costs the mixture", gain, "at least 0.02 nat", gain >= 0.02)
 
-    means = {arm: {task: _mean(table, arm, task) for task in TASKS} for arm in ARMS}
+    means = {arm: {task: table.mean_extra(arm, task) for task in TASKS} for arm in ARMS}
     for task, other in (("R", "S"), ("S", "R")):
         own, wrong = f"{task} only", f"{other} only"
         table.check(f"{task}: {own} beats {wrong}", means[wrong][task] - means[own][task], "above 0",
@@ -146,10 +145,6 @@ def claim(run: Claim) -> Table:
     plots.curves(run.figure("loss"), curves, title="Training loss, each arm on what it trains", x="update",
                  y="nats per target token")  # fmt: skip
     return table
-
-
-def _mean(table: Table, arm: str, name: str) -> float:
-    return statistics.fmean(t.extra.get(name, math.inf) for t in table.trials[arm].values())
 
 
 SCALED = tuple(

@@ -53,6 +53,15 @@ def test_each_arm_is_tuned_on_the_whole_grid_with_the_first_seed_and_reported_at
     assert table.differences("a", "b") == pytest.approx([1.0, 1.0, 1.0])
 
 
+def test_what_else_a_trial_tells_is_by_seed_and_that_of_a_diverged_run_passes_no_bound(tmp_path):
+    table = run(Runner(), tmp_path)
+    table.trials["a"] = {
+        seed: dataclasses.replace(trial, extra={} if seed == 2 else {"probe": seed})
+        for seed, trial in table.trials["a"].items()
+    }
+    assert table.extras("a", "probe")[:2] == [0, 1] and not table.mean_extra("a", "probe") <= math.inf
+
+
 def test_finished_trials_are_not_run_again_unless_the_setting_or_the_code_changes(tmp_path, monkeypatch):
     first = run(Runner(), tmp_path)
     again = Runner()
