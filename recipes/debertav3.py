@@ -4,7 +4,7 @@ A generator wants tokens of one kind close to each other, a discriminator wants 
 two (NES), or the discriminator's is the generator's, behind a stopped gradient, plus a difference of its own (GDES):
 
     python -m recipes.debertav3 claim                     # minutes on two CPU cores
-    python -m recipes.debertav3 claim --preset small      # the committed result
+    python -m recipes.debertav3 claim --preset small      # the committed result, about 15 minutes
     python -m recipes.debertav3 compile --preset paper_base --topology v5e:4x4
 
 Claim, of the mechanism: under GDES the generator trains as if nothing were shared, to the bit, and fills no worse than under

@@ -3,7 +3,7 @@
 A small generator fills 15 % of the tokens, and the encoder that is kept says of every token whether it was replaced:
 
     python -m recipes.electra claim                     # minutes on two CPU cores
-    python -m recipes.electra claim --preset small      # the committed result
+    python -m recipes.electra claim --preset small      # the committed result, about 10 minutes
     python -m recipes.electra compile --preset paper_base --topology v5e:4x4
 
 Claim: most of the gain comes from a loss at every token (section 3.4). Two runs with the same updates and the same
