@@ -182,7 +182,7 @@ class Collection:
         """Words as they are said: themselves, or one of their stem's, drawn."""
         if not self.forms:
             return [self.vocabulary[i] for i in chosen]
-        return [str(rng.choice(self.forms[i].words, p=self.forms[i].share)) for i in chosen]
+        return [forms.words[rng.choice(len(forms.words), p=forms.share)] for forms in (self.forms[i] for i in chosen)]
 
     def ids(self, found: Sequence[str]) -> Int[np.ndarray, " N"]:
         """Of those of some words that the collection knows, or whose stems it does."""

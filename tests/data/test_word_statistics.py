@@ -137,16 +137,16 @@ INFLECTED = ["parse parses parsing parsing", "parsed parsing returned returns", 
 
 
 def test_stems_are_porters_and_are_said_in_proportion_to_the_log_of_their_words_counts():
-    """Counts 1, 1, 3, 1 of parse, parses, parsing, parsed, which are one term; the frequencies of 40,000 by chi-square."""
+    """Counts 1, 1, 3, 1 of parse, parses, parsing, parsed, which are one term; the frequencies of 10,000 by chi-square."""
     c = Collection.of(INFLECTED, minimum=1, stem=True)
     assert c.vocabulary == ("caress", "pars", "poni", "return")
     at = c.vocabulary.index("pars")
     assert c.forms[at].words == ("parse", "parsed", "parses", "parsing")
     expected = np.log([2, 2, 2, 4]) / np.log([2, 2, 2, 4]).sum()
     np.testing.assert_allclose(c.forms[at].share, expected)
-    said = c.said(np.random.default_rng(0), np.full(40_000, at))
+    said = c.said(np.random.default_rng(0), np.full(10_000, at))
     seen = [said.count(word) for word in c.forms[at].words]
-    assert sum(seen) == 40_000 and stats.chisquare(seen, expected * 40_000).pvalue > 0.001
+    assert sum(seen) == 10_000 and stats.chisquare(seen, expected * 10_000).pvalue > 0.001
     np.testing.assert_array_equal(c.length, [4, 4, 4])
     np.testing.assert_allclose(c.background, np.asarray([1, 2, 1, 2]) / 6)  # in how many documents
     assert c.ids(["parser", "returned", "caresses", "window"]).tolist() == [3, 0]  # parser is its own stem
