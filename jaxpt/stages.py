@@ -41,7 +41,7 @@ class Stage:
 
     Attributes:
       run: the run; where its files are is `run_stages`' to say.
-      start: name of the stage whose last parameters it takes; initial values where None.
+      start: name of the stage whose last parameters it takes, or of given ones; initial values where None.
       take: patterns of the parameters that are taken. All others, and those that the start does not have, such as a new
         head, have their initial values; what the start has and this stage does not, an old head, is left behind.
       optimizer: "reset", or "keep" the moments; the schedule starts anew in any case. Moments that the start does not have
@@ -55,27 +55,39 @@ class Stage:
     optimizer: Literal["reset", "keep"] = "reset"
 
 
-def run_stages(stages: Sequence[Stage], out: str | Path) -> dict[str, Result]:
+def run_stages(
+    stages: Sequence[Stage], out: str | Path, given: Mapping[str, Params] | None = None
+) -> dict[str, Result]:
     """The result of every stage, by name; where a signal ended one (`Result.interrupted`), up to that.
+
+    Args:
+      given: parameters that no stage of these made, such as a part of another model's, to start from by these names. They
+        have no moments.
 
     Raises:
       ValueError: two stages of one name, a start that is no stage before, parameters of another shape at the start.
     """
-    check(stages)
+    given = {} if given is None else given
+    check(stages, tuple(given))
     found: dict[str, Result] = {}
     for stage in stages:
         cfg = pretrain.at(stage.run, Path(out) / stage.name)
         job = pretrain.build(cfg)
-        state = None if stage.start is None else started(job, stage, found[stage.start].state)
+        state = None
+        if stage.start in given:
+            state = started(job, stage, given[stage.start])
+        elif stage.start is not None:
+            before = found[stage.start].state
+            state = started(job, stage, before.params, before.opt_state)
         found[stage.name] = pretrain.run(cfg, job, state=state)
         if found[stage.name].interrupted:
             break
     return found
 
 
-def check(stages: Sequence[Stage]) -> None:
+def check(stages: Sequence[Stage], given: Sequence[str] = ()) -> None:
     """Raises ValueError as `run_stages` does, before anything is trained."""
-    before: list[str] = []
+    before = list(given)
     for stage in stages:
         if stage.name in before:
             raise ValueError(f"two stages are named {stage.name!r}")
@@ -84,12 +96,12 @@ def check(stages: Sequence[Stage]) -> None:
         before.append(stage.name)
 
 
-def started(job: Job, stage: Stage, before: TrainState) -> TrainState:
-    """The state at step 0 of a stage that begins where another one ended."""
+def started(job: Job, stage: Stage, before: Params, moments: PyTree = ()) -> TrainState:
+    """The state at step 0 of a stage that begins with these parameters, and with the moments of this optimizer's state."""
     fresh = job.create()
-    params = taken(fresh.params, before.params, stage.take, stage.name)
+    params = taken(fresh.params, before, stage.take, stage.name)
     trainable, fixed = trees.split(params)
-    opt_state = fresh.opt_state if stage.optimizer == "reset" else kept(fresh.opt_state, before.opt_state)
+    opt_state = fresh.opt_state if stage.optimizer == "reset" else kept(fresh.opt_state, moments)
     return dataclasses.replace(fresh, trainable=trainable, fixed=fixed, opt_state=opt_state)
 
 

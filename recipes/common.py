@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 
 from jaxpt.core import spec as specs
+from jaxpt.core.files import write_array
+from jaxpt.core.types import Params
 from jaxpt.data.held_out import Part, held_out
 from jaxpt.models import decoder
 from jaxpt.optim import AdamConfig, OptimizerConfig
@@ -98,3 +104,14 @@ def held_out_batches(cfg: Pretrain, part: Part) -> Iterator[dict[str, np.ndarray
     records = cfg.data.open(cfg.model.vocab_size).validation
     size, length = cfg.data.batch_size, cfg.data.sequence_length
     return held_out(records, length, size, part=part, max_tokens=cfg.data.evaluation_tokens).batches()
+
+
+def keep(path: Path, params: Params) -> None:
+    """Writes the parameters of a small model as one vector."""
+    write_array(path, np.asarray(ravel_pytree(params)[0]))
+
+
+def kept(path: Path, cfg: Pretrain) -> Params:
+    """The parameters that a run of `cfg` left there."""
+    like = specs.init(jax.random.key(0), cfg.objective.on(cfg.model).spec())
+    return ravel_pytree(like)[1](jnp.asarray(np.load(path, allow_pickle=False)))

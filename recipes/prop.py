@@ -147,7 +147,6 @@ def pair_error(params: Params, pairs: Pairs, cfg: Pretrain) -> float:
 def search(params: Params, pairs: Pairs, setting: Setting) -> dict[str, Any]:
     """Mean reciprocal ranks of the model and of query likelihood, with and without the words of the first sentence."""
     collection, texts = pairs.collections["validation"], pairs.texts["validation"]
-    ids = {word: i for i, word in enumerate(collection.vocabulary)}
     known = [i for i in range(len(texts)) if collection.length[i] and len(query_of(texts[i])[0]) >= 2]
     rng, of_model, of_likelihood = np.random.default_rng(11), [], []
     for wanted in known[: setting.searches]:
@@ -157,8 +156,8 @@ def search(params: Params, pairs: Pairs, setting: Setting) -> dict[str, Any]:
         rows = stacked([pairs.rows.row(query, text) for text in found])
         s = representative_words.scores(params, states(params, rows, setting.model))
         of_model.append(reciprocal_rank(np.asarray(s)))
-        asked = np.asarray([ids[w] for w in query if w in ids], np.int64)
-        counts = [np.bincount([ids[w] for w in words(text) if w in ids], minlength=len(ids)) for text in found]
+        asked, size = collection.ids(query), len(collection.vocabulary)
+        counts = [np.bincount(collection.ids(words(text)), minlength=size) for text in found]
         of_likelihood.append(reciprocal_rank(np.asarray([collection.likelihood_of(asked, tf) for tf in counts])))
     return {"MRR": statistics.fmean(of_model), "MRR of query likelihood": statistics.fmean(of_likelihood)}
 

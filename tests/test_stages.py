@@ -108,14 +108,14 @@ def test_stages_start_from_each_other_and_are_not_run_twice(text, tmp_path):
     assert [int(r.state.step) for r in found.values()] == [3, 2, 2]
     before = found["first"].state
 
-    kept = stages.started(pretrain.build(plan[1].run), plan[1], before)
+    kept = stages.started(pretrain.build(plan[1].run), plan[1], before.params, before.opt_state)
     assert same(kept.params, before.params)
     adam, schedule = kept.opt_state[0], kept.opt_state[-1]
     assert int(adam.count) == 3 and same(adam.mu, before.opt_state[0].mu)
     assert isinstance(schedule, optax.ScaleByScheduleState) and int(schedule.count) == 0
 
     job = pretrain.build(plan[2].run)
-    body, fresh = stages.started(job, plan[2], before), job.create()
+    body, fresh = stages.started(job, plan[2], before.params, before.opt_state), job.create()
     assert same(body.params["blocks"], before.params["blocks"])
     assert same(body.params["head"], fresh.params["head"])
     assert not same(body.params["head"], before.params["head"])
@@ -124,6 +124,21 @@ def test_stages_start_from_each_other_and_are_not_run_twice(text, tmp_path):
     again = run_stages(plan, tmp_path)
     assert [r.resumed_from for r in again.values()] == [3, 2, 2]
     assert {name: digest(r.state) for name, r in again.items()} == {name: digest(r.state) for name, r in found.items()}
+
+
+def test_a_stage_may_start_from_parameters_that_no_stage_made(text, tmp_path):
+    run, params = described(text, CausalLM(), steps=1), decoder.init(jax.random.key(7), MODEL)
+    with pytest.raises(ValueError, match="two stages are named 'other'"):
+        run_stages((Stage(name="other", run=run),), tmp_path, {"other": params})
+    job = pretrain.build(run)
+    state = stages.started(job, Stage(name="a", run=run, start="other", optimizer="keep"), params)
+    assert same(state.params, params) and same(state.opt_state, job.create().opt_state)
+    found = run_stages((Stage(name="a", run=run, start="other"),), tmp_path, {"other": params})
+    assert same(found["a"].state.params, job.step.run(state, next(batches(run)))[0].params)
+
+
+def batches(run):
+    return run.data.open(run.model.vocab_size).loader().batches()
 
 
 def same(a, b):

@@ -29,7 +29,7 @@ from jaxpt.data.documents import DataError
 from jaxpt.data.held_out import Part
 from jaxpt.data.prepare import TextTask, prepared
 from jaxpt.data.records import TokenRecords
-from jaxpt.data.word_statistics import Collection
+from jaxpt.data.word_statistics import CANDIDATES, Collection
 from jaxpt.sharding import local_rows
 
 Rows = dict[str, np.ndarray]
@@ -57,6 +57,8 @@ class WordPairs:
       corpora, vocabulary, validation: as for `jaxpt.pretrain.DataConfig`.
       sequence_length, batch_size: tokens of a row S, pairs per update B.
       words: mean number of words of a set before zeros are drawn again (the release sets it to the task's mean query).
+      candidates: so many words, or as many as a document has and more, are what its sets are drawn from.
+      stem: statistics are of stems, and sets say one of a stem's words; needs the extra `stems`.
       evaluation_pairs: so many held-out pairs are scored, of one document each.
       seed: of the order of the documents and of the pairs.
     """
@@ -67,6 +69,8 @@ class WordPairs:
     sequence_length: int = 96
     batch_size: int = 16
     words: float = 3.0
+    candidates: int = CANDIDATES
+    stem: bool = False
     evaluation_pairs: int = 256
     seed: int = 0
 
@@ -97,7 +101,7 @@ class WordPairs:
                 f"{vocabulary.size} ids of the vocabulary and 3 special tokens do not fit model.vocab_size={vocab_size}"
             )
         texts = {split: decoded(TokenRecords(folder, split), vocabulary) for split in ("train", "validation")}
-        collections = {split: Collection.of(found) for split, found in texts.items()}
+        collections = {split: Collection.of(found, stem=self.stem) for split, found in texts.items()}
         rows = RowMaker(vocabulary, Special.of(vocab_size), self.sequence_length)
         return Pairs(self, rows, texts, collections)
 
@@ -118,8 +122,8 @@ class Pairs:
     def pair(self, split: str, document: int, rng: np.random.Generator) -> Rows:
         """One element of a batch: inputs, token_types, segment_ids, unit_ids [2, S] and gap []."""
         collection, text = self.collections[split], self.texts[split][document]
-        more, less, gap = collection.pair(rng, document, self.cfg.words)
-        both = [self.rows.row([collection.vocabulary[i] for i in chosen], text) for chosen in (more, less)]
+        more, less, gap = collection.pair(rng, document, self.cfg.words, self.cfg.candidates)
+        both = [self.rows.row(collection.said(rng, chosen), text) for chosen in (more, less)]
         return {name: np.stack([row[name] for row in both]) for name in both[0]} | {"gap": np.asarray(gap, np.float32)}
 
     def held_out(self, part: Part = "all") -> Iterator[Rows]:

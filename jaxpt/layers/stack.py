@@ -88,6 +88,26 @@ def run(
     return Hidden(x, captured, None if cache is None else dataclasses.replace(cache, k=kv[0], v=kv[1]), logits)
 
 
+def bottom(params: Params, layers: int, where: str = "blocks") -> Params:
+    """The parameters of a model with the lowest layers of this one alone; all else, such as embeddings, is as it was.
+
+    Args:
+      params: with a stack at `where`, layers on the leading axis of its arrays.
+
+    Raises:
+      ValueError: no stack is there, or it has fewer layers.
+    """
+    if where not in params:
+        raise nearest_error("stack of layers", where, params)
+    depths = {x.shape[0] if x.ndim else 0 for x in jax.tree.leaves(params[where])}
+    if len(depths) != 1:
+        raise ValueError(f"arrays of {where} do not have layers on their leading axis, its sizes are {sorted(depths)}")
+    (depth,) = depths
+    if not 1 <= layers <= depth:
+        raise ValueError(f"the lowest {layers} layers of {where} cannot be taken, there are {depth}")
+    return {**params, where: jax.tree.map(lambda x: x[:layers], params[where])}
+
+
 def _checked_path(path: Sequence[int] | Int[Array, " N"], layers: int) -> Int[Array, " N"]:
     """The path as an array. Indices known now are checked; a traced one that is out of range is clamped."""
     if isinstance(path, jax.core.Tracer):

@@ -19,7 +19,7 @@ swap is a random cycle through the chosen positions; a row is cut by as many tok
 be restored, so that their second look is the first one; a second half's mean is that over a row's own mistakes, and over
 rows by their length (0 for a row without mistakes), since how many there will be is not known before a batch is cut into
 microbatches. Verdicts and samples have no gradient. A step costs up to 4 1/3 passes of the generator and 5 of the
-discriminator, where ELECTRA has one each. Proven by recipes/mcl.py.
+discriminator, where ELECTRA has one each. The soup of courses is `jaxpt.combine.soups`. Proven by recipes/mcl.py.
 """
 
 from __future__ import annotations

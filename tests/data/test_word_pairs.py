@@ -87,6 +87,31 @@ def test_held_out_pairs_are_fixed_and_their_halves_apart(data):
     assert data.evaluation(score, "report")(2.0) == {"loss": 2.0}
 
 
+def test_sets_of_stems_are_shown_as_words_of_the_documents(data):
+    """Every stem that is drawn is said as some word that the collection has for it, in both rows of a pair."""
+    stems = dataclasses.replace(data.cfg, stem=True).open(V)
+    collection, decode = stems.collections["train"], stems.rows.vocabulary.decode
+    assert {"calendar", "matrix", "modul"} <= set(collection.vocabulary)
+    for place in range(40):
+        document = place % len(stems.texts["train"])
+        rng = np.random.default_rng(place)
+        found = stems.pair("train", document, np.random.default_rng(place))
+        drawn = collection.pair(rng, document, data.cfg.words, data.cfg.candidates)[:2]
+        for row, types, terms in zip(found["inputs"], found["token_types"], drawn, strict=True):
+            shown = decode(row[1 : int(types.argmax()) - 1].tolist()).split()
+            assert len(shown) == len(terms) and set(shown) <= set(TOPICS) | {"returns", "value", "number"}
+            np.testing.assert_array_equal(collection.ids(shown), terms)
+
+
+def test_candidates_reach_the_sets(data):
+    """With one candidate asked for, all words of a document are still there; so many words beyond it as the rule says."""
+    one = dataclasses.replace(data.cfg, candidates=1).open(V)
+    first, other = (x.pair("train", 0, np.random.default_rng(2)) for x in (one, data))
+    collection = one.collections["train"]
+    gap = collection.pair(np.random.default_rng(2), 0, data.cfg.words, 1)[2]
+    assert first["gap"] == np.float32(gap) != other["gap"]
+
+
 def test_a_model_without_room_for_special_tokens_is_named(data):
     with pytest.raises(ValueError, match="3 special tokens do not fit model.vocab_size=260"):
         data.cfg.open(260)
