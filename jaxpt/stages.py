@@ -74,7 +74,7 @@ def run_stages(
         cfg = pretrain.at(stage.run, Path(out) / stage.name)
         job = pretrain.build(cfg)
         state = None
-        if stage.start in given:
+        if stage.start is not None and stage.start in given:
             state = started(job, stage, given[stage.start])
         elif stage.start is not None:
             before = found[stage.start].state

@@ -137,7 +137,7 @@ def soup_trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting
 
 def right(params: Params, setting: Setting) -> float:
     """What rates are chosen by, the higher the better."""
-    return -shares(params, taught(setting, COURSES[:1]).objective, held_out_batches(setting, "tuning"))["wrong"]  # type: ignore[arg-type]
+    return -shares(params, taught(setting, COURSES[:1]).objective, held_out_batches(setting, "tuning"))["wrong"]
 
 
 def kept_at(folder: Path, setting: Setting, arm: str, point: dict[str, float], seed: int) -> Path:

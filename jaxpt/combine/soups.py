@@ -105,12 +105,12 @@ def check(params_list: Sequence[Params]) -> None:
     """Raises ValueError where trees have no average."""
     if not params_list:
         raise ValueError("a soup needs at least one ingredient")
-    first = dict(trees.leaves_with_path(params_list[0]))
+    first, form = dict(trees.leaves_with_path(params_list[0])), str(jax.tree.structure(params_list[0]))
     for i, other in enumerate(params_list):
         found = dict(trees.leaves_with_path(other))
         if differing := sorted(first.keys() ^ found.keys()):
             raise ValueError(f"ingredients 0 and {i} have other arrays: {differing[0]} is in one of them alone")
-        if jax.tree.structure(other) != jax.tree.structure(params_list[0]):
+        if str(jax.tree.structure(other)) != form:
             raise ValueError(f"ingredients 0 and {i} have the same arrays in matrices of other forms")
         for path, x in found.items():
             _check_leaf(path, first[path], x, i)
