@@ -4,6 +4,7 @@ Some rows of each batch are causal, the others see both sides and predict hidden
 output means the same in both. LAMB, masks that fall from 30 to 15 %, rows that grow 1, 2, 4 times longer.
 
     python -m recipes.gpt_bert claim                       # byte level, two layers
+    python -m recipes.gpt_bert claim --preset small        # the committed result, about 15 minutes
     python -m recipes.gpt_bert claim --preset babylm_tiny  # English: vocabulary, training, minimal pairs in both modes
     python -m recipes.gpt_bert claim --preset babylm_10m   # the 10M-word track, for a GPU
     python -m recipes.gpt_bert compile --preset paper_10m --topology v5e:4x4
