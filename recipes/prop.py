@@ -181,7 +181,7 @@ def claim(run: Claim) -> Table:
     accuracy = 1 - table.mean(METHOD)
     table.check("pairs in the right order", accuracy, "at least 0.75", accuracy >= 0.75)
     table.check_better("pairs beat hidden words alone", METHOD, CONTROL)
-    mrr = {arm: statistics.fmean(t.extra.get("MRR", 0.0) for t in table.trials[arm].values()) for arm in ARMS}
+    mrr = {arm: table.mean_extra(arm, "MRR") for arm in ARMS}
     gain = mrr[METHOD] - mrr[CONTROL]
     table.check("known-item search: MRR above the control's", gain, "at least 0.1", gain >= 0.1)
     likelihood = next(iter(table.trials[METHOD].values())).extra.get("MRR of query likelihood", math.nan)

@@ -224,7 +224,7 @@ def claim(run: Claim) -> Table:
     table.check_better("both beat distillation from random values", BEST, "distillation")
     table.check_better("both beat plain fine-tuning", BEST, "fine-tuning")
     table.check_better("distillation beats plain fine-tuning", "distillation", "fine-tuning")
-    agreement = {arm: statistics.fmean(t.extra["agreement"] for t in table.trials[arm].values()) for arm in PLANS}
+    agreement = {arm: table.mean_extra(arm, "agreement") for arm in PLANS}
     more = agreement[BEST] - agreement["distillation"]
     table.check("agreement with the teacher, with pre-training above without", more, "above 0", more > 0)
     first = next(iter(table.trials[BEST].values())).extra
