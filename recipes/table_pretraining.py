@@ -16,14 +16,14 @@ tables with their cells in random order, as many updates; what it gains is famil
 gate of the mechanism: hidden cells that the context states are told by the mixture's model, before fine-tuning, and less
 often by span corruption's.
 
-One model learns all three tasks; `data.tasks=lookup,` makes it one a task. The ledger is that of fine-tuning, equal in all
+One model learns all three tasks; `data.tasks="('lookup',)"` makes it one a task. The ledger is that of fine-tuning, equal in all
 arms; the pretraining's tokens are reported. `train` and `compile` run the first stage of an arm.
 
 Reconstructed: the body of the paper could not be read. Its abstract says that T5s and instruction-tuned T5s of 770 million
 to 11 billion parameters were pretrained further, self-supervised, on tables with their text, and that semantic parsing,
 table QA and table classification gained; it has no number. The linearised form, the three kinds and their rates, cap and
 schedule are chosen here. The authors start from public checkpoints and train on tables of web pages; the presets start from
-random values, on generated tables mixed with 15 % of default-en: `data.tables.sources=tables.jsonl,` names others.
+random values, on generated tables mixed with 15 % of default-en; `data.tables.sources="('tables.jsonl',)"` names others.
 """
 
 from __future__ import annotations
@@ -37,9 +37,12 @@ import tempfile
 import time
 from typing import Any
 
+import jax
+
 from jaxpt import plots
 from jaxpt.comparison import Table, Trial
 from jaxpt.core.names import nearest_error
+from jaxpt.data.corpora import cache_dir
 from jaxpt.data.tables.batches import TableData, TableTasks
 from jaxpt.evaluate.tables import accuracy, stated_cells
 from jaxpt.models import encoder_decoder
@@ -130,6 +133,8 @@ ARMS = {arm: functools.partial(first_stage, arm=arm) for arm in PLANS}
 def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> Trial:
     """All stages of an arm, judged by its answers."""
     start = time.perf_counter()
+    if jax.config.jax_compilation_cache_dir is None:  # all trials of an arm compile the same programs
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     cfg = dataclasses.replace(
         setting, init_seed=seed, data=dataclasses.replace(setting.data, seed=seed),
         optimizer=dataclasses.replace(setting.optimizer, rate=point["rate"]),
