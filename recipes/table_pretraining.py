@@ -16,8 +16,8 @@ tables with their cells in random order, as many updates; what it gains is famil
 gate of the mechanism: hidden cells that the context states are told by the mixture's model, before fine-tuning, and less
 often by span corruption's.
 
-One model learns all three tasks; `data.tasks="('lookup',)"` makes it one a task. The ledger is that of fine-tuning, equal in all
-arms; the pretraining's tokens are reported. `train` and `compile` run the first stage of an arm.
+One model learns all three tasks; `data.tasks="('lookup',)"` makes it one a task. The ledger is that of fine-tuning, equal in
+all arms; the tokens of pretraining are reported. `train` and `compile` run the first stage of an arm.
 
 Reconstructed: the body of the paper could not be read. Its abstract says that T5s and instruction-tuned T5s of 770 million
 to 11 billion parameters were pretrained further, self-supervised, on tables with their text, and that semantic parsing,
