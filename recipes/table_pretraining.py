@@ -86,9 +86,9 @@ class Setting(Pretrain):
     pretraining_steps: int
     rates: tuple[float, ...] = (1e-3,)
     mixture: tuple[float, float, float] = (0.25, 0.4, 0.35)
-    sentinels: int = 16
+    sentinels: int = 8
     eos_id: int = 1
-    hidden_length: int = 40
+    hidden_length: int = 32
 
     def denoising(self, rates: tuple[float, float, float]) -> TableDenoising:
         """The pretraining objective with these rates."""

@@ -164,6 +164,8 @@ class Tables:
     @functools.cached_property
     def _train(self) -> Rows:
         rows = [row for unit in self.cfg.units("train") if (row := self.row(unit)) is not None]
+        if not rows:
+            raise DataError(f"no training table of {self.cfg.sources} fits {self.cfg.sequence_length} tokens")
         plain = round(len(rows) * self.cfg.plain / (1 - self.cfg.plain))
         return stacked(rows + (self._plain(plain) if plain else []))
 
@@ -229,7 +231,7 @@ class TableTasks:
     tasks: tuple[str, ...] = ("lookup", "entailment", "sql")
     examples: int = 1000
     tested: int = 300
-    target_length: int = 32
+    target_length: int = 28
     batch_size: int = 16
     seed: int = 0
 
