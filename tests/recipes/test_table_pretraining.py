@@ -35,7 +35,7 @@ def test_arms_differ_in_their_pretraining_alone():
     ]  # fmt: skip
     assert len({s[-1].run for s in found.values()}) == 1 and isinstance(found[recipe.NONE][0].run.objective, Pairs)
     before = [found[arm][0].run for arm in (recipe.CONTROL, recipe.SPANS, recipe.METHOD)]
-    assert all(isinstance(run.objective, TableDenoising) and run.run.steps == 500 for run in before)
+    assert all(isinstance(run.objective, TableDenoising) and run.run.steps == 400 for run in before)
     assert [run.objective.rates[0] for run in before] == [1.0, 1.0, 0.25]
     assert [run.data.shuffled for run in before] == [True, False, False]
     with pytest.raises(ValueError, match="did you mean 'mixture'"):

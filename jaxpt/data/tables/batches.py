@@ -1,8 +1,8 @@
 """Tables as the batches of a run: linearised rows for pretraining, questions and answers for fine-tuning.
 
-    data = TableData(sources=("entities", "bundled")).open(vocab_size=2176)
+    data = TableData(sources=("entities", "bundled")).open(vocab_size=1152)
     data.loader().batch(0)["cell_id"]               # [B, S]; see `objectives.table_denoising`
-    tasks = TableTasks(tables=TableData(...)).open(vocab_size=2176)
+    tasks = TableTasks(tables=TableData(...)).open(vocab_size=1152)
     tasks.loader().batch(0)["targets"]              # [B, T]; see `objectives.pairs`
 
 Tested tables have headers that no other table has. All arrays of a split are in memory.
@@ -53,6 +53,7 @@ class TableData:
       shuffled: the control: the cells of a table are in random order, everything else is as it was.
       corpora, plain: plain text, and its share of the rows. The vocabulary is then trained on this text, not on the tables.
       vocabulary: "bpe:SIZE", "sentencepiece:SIZE", or a path.
+      reserved: last ids of the model, for sentinels, that are none of the vocabulary's.
       sequence_length, batch_size: tokens per row S, rows per update B.
       evaluation_rows: at most so many held-out rows are scored.
       seed: of the order of the batches.
@@ -65,7 +66,8 @@ class TableData:
     shuffled: bool = False
     corpora: tuple[str, ...] = ()
     plain: float = 0.0
-    vocabulary: str = "bpe:2240"
+    vocabulary: str = "bpe:1024"
+    reserved: int = 0
     sequence_length: int = 95
     batch_size: int = 16
     evaluation_rows: int = 512
@@ -93,8 +95,11 @@ class TableData:
           ValueError: the vocabulary has more ids than the model.
         """
         vocabulary = vocabulary_of(dataclasses.replace(self, shuffled=False, seed=0, batch_size=1))
-        if vocabulary.size > vocab_size:
-            raise ValueError(f"the vocabulary has {vocabulary.size} ids, but model.vocab_size={vocab_size}")
+        if vocabulary.size + self.reserved > vocab_size:
+            raise ValueError(
+                f"the vocabulary has {vocabulary.size} ids beside {self.reserved} reserved ones, "
+                f"but model.vocab_size={vocab_size}"
+            )
         return Tables(self, vocabulary)
 
     def units(self, part: Part | str) -> list[TableText]:

@@ -45,7 +45,8 @@ def table_mixture(
     except ImportError as error:
         raise ImportError(f"the SeqIO mixture needs the data extra ({error}): pip install 'jaxpt[data]'") from None
     dataclasses.replace(objective, rates=rates)  # checks them
-    tables = data.open(objective.corruption.sentinel + 1)
+    reserved = dataclasses.replace(data, reserved=objective.corruption.sentinels)
+    tables = reserved.open(objective.corruption.sentinel + 1)
     tasks = []
     for i, (part, rate) in enumerate(zip(PARTS, rates, strict=True)):
         if rate > 0:

@@ -32,10 +32,10 @@ WORDS = {
     "league": "north south east west first second third open junior senior".split(),
 }  # fmt: skip
 NUMBERS = {
-    "year": (1960, 2019),
-    "amount": (1, 99),
-    "score": (1, 99),
-    "weight": (100, 199),
+    "year": (1980, 2019),
+    "amount": (1, 60),
+    "score": (1, 60),
+    "weight": (100, 159),
     "age": (18, 80),
     "rank": (1, 40),
 }

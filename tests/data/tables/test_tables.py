@@ -248,7 +248,7 @@ def test_plain_text_is_a_share_of_the_rows(tmp_path, monkeypatch):
     assert plain.sum() == round(0.25 * (~plain).sum()) and rows["segment_ids"][plain].all(1).all()
     with pytest.raises(DataError, match="no training table of .'entities',. fits 20 tokens"):
         _ = dataclasses.replace(data, sequence_length=20).open(300)._train
-    with pytest.raises(ValueError, match="259 ids, but model.vocab_size=100"):
+    with pytest.raises(ValueError, match="259 ids beside 0 reserved ones, but model.vocab_size=100"):
         data.open(100)
 
 
