@@ -43,7 +43,7 @@ ONSETS, VOWELS, CODAS = "b d f g k l m n p r s t v z".split(), "a e i o u".split
 NAMES = tuple(
     a + b + c + d + e
     for a, b, c, d, e in itertools.islice(
-        itertools.product(ONSETS, VOWELS, ("l", "rr", "n"), VOWELS, CODAS), 0, None, 17
+        itertools.product(ONSETS, VOWELS, ("l", "rr", "n"), VOWELS, CODAS), None, None, 41
     )
 )
 TITLES = ("a list of {}s .", "{}s of the year .", "the following table shows {}s .", "{}s by {} .")
