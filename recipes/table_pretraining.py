@@ -218,7 +218,7 @@ def miniature(pretraining_steps: int, steps: int, **own: Any) -> Setting:
     a model of this size learns to copy; T5 1.1's is not."""
     return Setting(
         model=encoder_decoder.Config(
-            vocab_size=1152, width=96, heads=4, ffn=256, layers=2, unroll=2, tied_head=True, scaled_head=True
+            vocab_size=1664, width=96, heads=4, ffn=256, layers=2, unroll=2, tied_head=True, scaled_head=True
         ),
         data=TableTasks(),
         optimizer=AdamConfig(clip=1.0),

@@ -1,7 +1,7 @@
 """How well an encoder-decoder answers questions about tables, and fills in cells that were hidden; by greedy decoding.
 
-    accuracy(params, model, TableTasks(...).open(1152), "report")         {"lookup": 0.61, "entailment": 0.74, "sql": 0.58}
-    stated_cells(params, objective, TableData(...).open(1152), "report")  share of hidden cells that are told
+    accuracy(params, model, TableTasks(...).open(1664), "report")         {"lookup": 0.61, "entailment": 0.74, "sql": 0.58}
+    stated_cells(params, objective, TableData(...).open(1664), "report")  share of hidden cells that are told
 
 Look-up answers are compared as denotations, statements exactly, queries by what they give when both are run. Tables that
 were cut before the row of the answer are counted like all others.

@@ -1,8 +1,8 @@
 """Tables as the batches of a run: linearised rows for pretraining, questions and answers for fine-tuning.
 
-    data = TableData(sources=("entities", "bundled")).open(vocab_size=1152)
+    data = TableData(sources=("entities", "bundled")).open(vocab_size=1664)
     data.loader().batch(0)["cell_id"]               # [B, S]; see `objectives.table_denoising`
-    tasks = TableTasks(tables=TableData(...)).open(vocab_size=1152)
+    tasks = TableTasks(tables=TableData(...)).open(vocab_size=1664)
     tasks.loader().batch(0)["targets"]              # [B, T]; see `objectives.pairs`
 
 Tested tables have headers that no other table has. All arrays of a split are in memory.
@@ -66,7 +66,7 @@ class TableData:
     shuffled: bool = False
     corpora: tuple[str, ...] = ()
     plain: float = 0.0
-    vocabulary: str = "bpe:1024"
+    vocabulary: str = "bpe:1536"
     reserved: int = 0
     sequence_length: int = 95
     batch_size: int = 16
