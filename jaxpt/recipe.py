@@ -101,7 +101,8 @@ class Recipe:
           trials: where finished trials are kept; `folder` by default.
         """
         for make in self.arms.values():  # before there are workers, so that none prepares what another prepares
-            prepared(make(setting).data.task)
+            if (task := make(setting).data.task) is not None:
+                prepared(task)
         start = time.monotonic()
         claim = Claim(self, preset, setting, Path(folder), Path(trials or folder), tuple(range(seeds)), workers)
         table = self.claim(claim)

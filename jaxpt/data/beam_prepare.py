@@ -25,29 +25,37 @@ def prepare_beam(task: TextTask, out: Path | None = None, pipeline_options: Any 
       ValueError: as `prepare`.
       ImportError: Apache Beam is not installed.
     """
-    _beam()
+    imported()
     return prepare(task, out, run_shards=lambda shards: write_shards(shards, pipeline_options))
 
 
 def write_shards(shards: list[Shard], pipeline_options: Any = None) -> None:
     """Runs the pipeline that writes the shards which are not finished."""
-    beam = _beam()
-    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
-
+    beam = imported()
     missing = [shard for shard in shards if finished(shard) is None]
     if not missing:
         return
-    options = (
-        pipeline_options if isinstance(pipeline_options, PipelineOptions) else PipelineOptions(pipeline_options or [])
-    )
-    if options.view_as(StandardOptions).runner is None:
-        options.view_as(StandardOptions).runner = "FnApiRunner"  # the direct runner that needs nothing but Python
-    with beam.Pipeline(options=options) as pipeline:
+    with beam.Pipeline(options=options_of(pipeline_options)) as pipeline:
         shards_in = pipeline | "shards" >> beam.Create(missing, reshuffle=True)
         _ = shards_in | "tokenise and write" >> beam.Map(_write)
 
 
-def _beam() -> ModuleType:
+def options_of(given: Any = None) -> Any:
+    """A `PipelineOptions` as it is, or one made of command-line flags; without a runner, the direct one."""
+    from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+
+    options = given if isinstance(given, PipelineOptions) else PipelineOptions(given or [])
+    if options.view_as(StandardOptions).runner is None:
+        options.view_as(StandardOptions).runner = "FnApiRunner"  # the direct runner that needs nothing but Python
+    return options
+
+
+def imported() -> ModuleType:
+    """Apache Beam.
+
+    Raises:
+      ImportError: it is not installed.
+    """
     try:
         import apache_beam
     except ModuleNotFoundError as error:

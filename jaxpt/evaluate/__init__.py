@@ -5,6 +5,7 @@ bits_per_byte      prepared records by domain, during training                  
 minimal_pairs      phenomena + grammar (generated), BLiMP and EWoK files         pseudo_log_likelihood: for encoders
 multiple_choice    four normalisations, few-shot                                 lm_eval: our models in the harness
 fine_tune          classification (tasks), grids and seeds
+tables             questions about tables: sql (queries, run), denotation
 generation_metrics, memorisation, icl_probes                                     significance: is a difference one
 """
 

@@ -28,14 +28,17 @@ from jaxpt.objectives import (
     image_classification,
     masked_lm,
     masked_next_token,
+    pairs,
     representative_words,
     routed_lm,
     seq2seq_denoising,
+    table_denoising,
 )
 from jaxpt.objectives import replaced_tokens as rtd
 from jaxpt.objectives.base import Objective
 from jaxpt.objectives.corruption import Masking
 from jaxpt.objectives.corruption.denoisers import Mixture
+from jaxpt.objectives.corruption.spans import SpanCorruption
 from jaxpt.optim import AdamConfig
 from jaxpt.sharding import MeshConfig, make_mesh, shardings
 from jaxpt.training import state as states
@@ -104,6 +107,14 @@ ROWS = {
     "seq2seq denoising": Row(
         seq2seq_denoising, seq2seq_denoising.Seq2SeqDenoising(model=SEQ2SEQ, mixture=MIXTURE), encoder_decoder,
     ),
+    "pairs": Row(pairs, pairs.Pairs(model=SEQ2SEQ, target_length=S), encoder_decoder),
+    "table denoising": Row(
+        table_denoising,
+        table_denoising.TableDenoising(
+            model=SEQ2SEQ, corruption=SpanCorruption(sentinel=31, sentinels=8, eos_id=1), target_length=16, cell_tokens=4
+        ),
+        encoder_decoder,
+    ),
     "representative words": Row(
         representative_words,
         representative_words.RepresentativeWords(
@@ -136,13 +147,35 @@ def batch(name):
         return {k: jnp.asarray(np.stack([x, np.roll(x, 1, 0) * real], 1)) for k, x in pairs.items()} | {
             "row": jnp.arange(B)
         }
-    return {
-        "inputs": jnp.asarray(np.where(real, ids[:, :-1], 0)),
-        "labels": jnp.asarray(np.where(real, ids[:, 1:], 0)),
-        "loss_weight": jnp.asarray(real, jnp.float32),
-        "segment_ids": jnp.asarray(real, jnp.int32),
-        "row": jnp.arange(B),
-    } | (soft if name == "distillation" else {})
+    return (
+        {
+            "inputs": jnp.asarray(np.where(real, ids[:, :-1], 0)),
+            "labels": jnp.asarray(np.where(real, ids[:, 1:], 0)),
+            "loss_weight": jnp.asarray(real, jnp.float32),
+            "segment_ids": jnp.asarray(real, jnp.int32),
+            "row": jnp.arange(B),
+        }
+        | (soft if name == "distillation" else {})
+        | (of_tables(real) if name == "table denoising" else {})
+        | (
+            {
+                "targets": jnp.asarray(np.where(real, ids[:, 1:], 0)),
+                "target_segments": jnp.asarray(real & (lengths > 1)),
+            }
+            if name == "pairs"
+            else {}
+        )
+    )
+
+
+def of_tables(real):
+    """Four tokens of context, then cells of two tokens and a separator, two a row; the second one is stated."""
+    at = np.maximum(np.arange(S) - 4, 0)
+    cell = np.where((np.arange(S) >= 4) & (at % 3 < 2), at // 3 + 1, 0)
+    found = {"cell_id": cell, "row_id": (cell + 1) // 2, "col_id": 2 * (cell > 0) - cell % 2, "stated": cell == 3}
+    return {name: jnp.asarray(np.where(real, x, 0), jnp.int32) for name, x in found.items()} | {
+        "context_length": jnp.asarray(np.minimum(real.sum(1), 4), jnp.int32)
+    }
 
 
 @functools.cache

@@ -168,12 +168,27 @@ def choose_units(
       units: the unit of each token, a number in 1 .. S; 0 for tokens that belong to none.
       budget: most tokens that are chosen. No unit is ever chosen in part.
     """
-    slots = units.shape[0] + 1
-    sizes = jnp.zeros(slots, jnp.int32).at[units].add(1).at[0].set(0)
-    number = positions.count(rate, (sizes > 0).sum())
-    order = jnp.argsort(jnp.where(sizes > 0, jax.random.uniform(key, (slots,)), jnp.inf))
-    taken = (jnp.arange(slots) < number) & (jnp.cumsum(sizes[order]) <= budget)
-    return jnp.zeros(slots, bool).at[order].set(taken)[units] & (units > 0)
+    number = positions.count(rate, (unit_sizes(units) > 0).sum())
+    return first_units(units, jax.random.uniform(key, (units.shape[0] + 1,)), number, budget)
+
+
+def first_units(
+    units: Int[Array, " S"], priority: Float[Array, " U"], number: int | Int[Array, ""], budget: int | Int[Array, ""]
+) -> Bool[Array, " S"]:
+    """All tokens of the `number` units whose priority is smallest, up to the first that does not fit the budget.
+
+    Args:
+      priority: of each unit by its number, [S + 1].
+    """
+    sizes = unit_sizes(units)
+    order = jnp.argsort(jnp.where(sizes > 0, priority, jnp.inf))
+    taken = (jnp.arange(len(sizes)) < number) & (jnp.cumsum(sizes[order]) <= budget)
+    return jnp.zeros(len(sizes), bool).at[order].set(taken)[units] & (units > 0)
+
+
+def unit_sizes(units: Int[Array, " S"]) -> Int[Array, " U"]:
+    """Tokens of each unit by its number, [S + 1]; 0 of unit 0, which is none."""
+    return jnp.zeros(units.shape[0] + 1, jnp.int32).at[units].add(1).at[0].set(0)
 
 
 def unit_ids(starts: Bool[Array, " S"], member: Bool[Array, " S"]) -> Int[Array, " S"]:
