@@ -29,6 +29,7 @@ from typing import Any
 from jaxpt.core import config
 from jaxpt.core.files import write_json
 from jaxpt.core.processes import die_with_parent, huge_pages
+from jaxpt.data.corpora import cache_dir
 from jaxpt.evaluate import significance
 
 Point = tuple[tuple[str, float], ...]  # names and values of the tuned hyperparameters
@@ -271,6 +272,9 @@ class Pool:
         self.trial, self.store, self.setting, self.total = trial, store, setting, total
         self.finished, self.start = 0, time.monotonic()
         os.environ.update(huge_pages())  # for the workers: it takes effect when a process starts
+        os.environ.setdefault(
+            "JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled")
+        )  # they compile many things alike
         self.executors = [
             ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(i,))
             for i in range(workers)

@@ -37,12 +37,9 @@ import tempfile
 import time
 from typing import Any
 
-import jax
-
 from jaxpt import plots
 from jaxpt.comparison import Table, Trial
 from jaxpt.core.names import nearest_error
-from jaxpt.data.corpora import cache_dir
 from jaxpt.data.tables.batches import TableData, TableTasks
 from jaxpt.evaluate.tables import accuracy, stated_cells
 from jaxpt.models import encoder_decoder
@@ -135,8 +132,6 @@ ARMS = {arm: functools.partial(first_stage, arm=arm) for arm in PLANS}
 def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> Trial:
     """All stages of an arm, judged by its answers."""
     start = time.perf_counter()
-    if jax.config.jax_compilation_cache_dir is None:  # all trials of an arm compile the same programs
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "compiled"))
     cfg = dataclasses.replace(
         setting, init_seed=seed, data=dataclasses.replace(setting.data, seed=seed),
         optimizer=dataclasses.replace(setting.optimizer, rate=point["rate"]),
@@ -172,8 +167,8 @@ def claim(run: Claim) -> Table:
     table = run.compare(trial, tune={"rate": setting.rates}, metric=METRIC)
     table.require_equal("parameters", "tokens", "flops_nominal")
     table.check_better("the mixture beats no pretraining", METHOD, NONE)
-    gains = {task: _mean(table, METHOD, task) - _mean(table, NONE, task) for task in setting.data.tasks}
-    best = max(_mean(table, arm, "lookup") for arm in PLANS) if "lookup" in gains else 0.0
+    gains = {task: table.mean_extra(METHOD, task) - table.mean_extra(NONE, task) for task in setting.data.tasks}
+    best = max(table.mean_extra(arm, "lookup") for arm in PLANS) if "lookup" in gains else 0.0
     for task, least in (("lookup", 0.1), ("entailment", 0.05)):
         if task not in gains:
             continue
@@ -185,13 +180,13 @@ def claim(run: Claim) -> Table:
             table.check(f"{task}: gain of the mixture", gains[task], f"at least {least}", gains[task] >= least)
     ahead = statistics.fmean(table.differences(METHOD, SPANS))
     table.check("the mixture against span corruption alone", ahead, "not below 0", ahead >= 0)
-    told = {arm: _mean(table, arm, "stated cells") for arm in PLANS if arm != NONE}
+    told = {arm: table.mean_extra(arm, "stated cells") for arm in PLANS if arm != NONE}
     table.check("hidden cells that the context states, told by the mixture's model", told[METHOD], "at least 0.6",
                 told[METHOD] >= 0.6)  # fmt: skip
     table.check("as many told by span corruption's are fewer", told[METHOD] - told[SPANS], "at least 0.1",
                 told[METHOD] - told[SPANS] >= 0.1)  # fmt: skip
     for arm in PLANS:
-        parts = [f"{task} {_mean(table, arm, task):.3f}" for task in setting.data.tasks]
+        parts = [f"{task} {table.mean_extra(arm, task):.3f}" for task in setting.data.tasks]
         more = f"; stated cells before fine-tuning {told[arm]:.3f}" if arm in told else ""
         table.note(f"{arm}: right answers to {', '.join(parts)}{more}.")
     error = {arm: table.mean(arm) for arm in PLANS}
@@ -207,10 +202,6 @@ def claim(run: Claim) -> Table:
 
 
 LIFTED = 0.25  # share of right look-up answers; a guess among the cells of a table is below that
-
-
-def _mean(table: Table, arm: str, name: str) -> float:
-    return statistics.fmean(t.extra.get(name, 0.0) for t in table.trials[arm].values())
 
 
 def miniature(pretraining_steps: int, steps: int, **own: Any) -> Setting:

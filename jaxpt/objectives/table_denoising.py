@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpt.core.rng import fold
-from jaxpt.core.types import Array, Bool, Int, Metrics, Params, PRNGKeyArray
+from jaxpt.core.types import Array, Bool, Float, Int, Metrics, Params, PRNGKeyArray
 from jaxpt.models import encoder_decoder, flops
 from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption import positions, spans
@@ -141,8 +141,9 @@ def corrupt(key: PRNGKeyArray, batch: dict[str, jax.Array], cfg: TableDenoising)
     marks = [batch.get(name, none) for name in ("cell_id", "row_id", "col_id", "stated")]
     context = batch.get("context_length", none[:, 0])
 
-    def row(key: PRNGKeyArray, length: Array, context: Array, *marks: Array) -> tuple[Array, Array]:
-        return noise_of(key, length, context, *marks, cfg)
+    def row(key: PRNGKeyArray, *of_row: Array) -> tuple[Array, Array]:
+        length, context, cell, row, col, stated = of_row
+        return noise_of(key, length, context, cell, row, col, stated, cfg)
 
     noise, kind = over_rows(row, key, batch, length, context, *marks)
     return hidden(batch, noise, cfg) | {"kind": kind}
@@ -203,7 +204,7 @@ def mask_units(
     budget: int,
     most: int,
     preferred: Bool[Array, " S"] | None = None,
-    share: float = 0.5,
+    share: float | Float[Array, ""] = 0.5,
 ) -> Bool[Array, " S"]:
     """All tokens of max(1, round(rate * units)) random units, at most `most`, within a budget of tokens.
 

@@ -149,13 +149,14 @@ def test_half_of_the_aligned_cells_are_stated():
 
 def test_aligned_cells_of_real_rows_are_stated_half_the_time():
     """Rows of three stated cells and others, of which two or three are hidden: each by the same coin."""
-    rows = {name: jnp.tile(x[:32], (24, *[1] * (x.ndim - 1))) for name, x in batch().items()}
+    found = [row for row in unit_rows() if len(np.unique(row["cell_id"][row["stated"] > 0])) == 3]
+    rows = {name: jnp.tile(x, (600 // len(found), *[1] * (x.ndim - 1))) for name, x in stack(found).items()}
     noise, kind = (np.asarray(x) for x in drawn(KEY, rows, only(0, 0, 1)))
     chosen, stated = noise & (kind == 3)[:, None], np.asarray(rows["stated"]) > 0
     cell = np.asarray(rows["cell_id"])
     units = [len(np.unique(c[n])) for c, n in zip(cell, chosen, strict=True)]
     told = [len(np.unique(c[n & t])) for c, n, t in zip(cell, chosen, stated, strict=True)]
-    assert sum(units) > 500 and abs(sum(told) / sum(units) - 0.5) < 0.08
+    assert sum(units) > 400 and abs(sum(told) / sum(units) - 0.5) < 0.08
 
 
 def test_the_context_goes_from_some_word_on():

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -87,6 +88,15 @@ class TableData:
     def task(self) -> TextTask | None:
         """The plain text that has to be prepared, if any."""
         return TextTask.of(self.corpora, self.vocabulary, 0.05) if self.corpora else None
+
+    def batch_shapes(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and dtypes of the arrays of a batch, before there are tables."""
+        of_token = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in FIELDS[:-1]}
+        return of_token | {FIELDS[-1]: jax.ShapeDtypeStruct((rows,), np.int32)}
+
+    def size_at(self, update: int) -> tuple[int, int]:
+        """(rows, tokens of each) of an update."""
+        return self.batch_size, self.sequence_length
 
     def open(self, vocab_size: int) -> Tables:
         """The tables, and the vocabulary.
@@ -249,6 +259,16 @@ class TableTasks:
     def task(self) -> TextTask | None:
         """As for `TableData`."""
         return self.tables.task
+
+    def batch_shapes(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Names, shapes and dtypes of the arrays of a batch, before there are questions."""
+        sizes = dict.fromkeys(("inputs", "segment_ids"), length)
+        sizes |= dict.fromkeys(("targets", "target_segments"), self.target_length)
+        return {name: jax.ShapeDtypeStruct((rows, size), np.int32) for name, size in sizes.items()}
+
+    def size_at(self, update: int) -> tuple[int, int]:
+        """(rows, tokens of the inputs) of an update."""
+        return self.batch_size, self.sequence_length
 
     def open(self, vocab_size: int) -> Questions:
         """The examples, in the vocabulary of pretraining."""

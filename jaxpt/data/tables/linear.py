@@ -57,7 +57,7 @@ def linearize(table: Table, context: str, max_tokens: int, vocabulary: Vocabular
     Raises:
       DataError: the context and the header alone do not fit.
     """
-    encode = _encoder(vocabulary)
+    encode = _encoder(vocabulary)  # type: ignore[arg-type]
     pieces: list[tuple[tuple[int, ...], int, int, int]] = []  # tokens, cell, row, column
     before = encode(escape(context)) if context else ()
     pieces.append((before, 0, 0, 0))

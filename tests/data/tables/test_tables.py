@@ -232,8 +232,8 @@ def test_tables_are_taken_out_of_pages(tmp_path):
 
 def test_plain_text_is_a_share_of_the_rows(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXPT_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "a.txt").write_text("\n\n".join(f"Line {i} of a tale of {i * i} towns." for i in range(200)))
-    (tmp_path / "b.txt").write_text("\n\n".join(f"Verse {i} of a song of {i * i} ships." for i in range(200)))
+    for k in range(30):  # the split goes by where they are
+        (tmp_path / f"{k}.txt").write_text("\n\n".join(f"Line {i} of tale {k} of {i * k} towns." for i in range(40)))
     data = TableData(
         sources=("entities",), schemas=10, per_schema=2, corpora=(f"files:{tmp_path}/*.txt",), plain=0.2, vocabulary="bytes",
         sequence_length=200,
@@ -266,4 +266,6 @@ def test_batches_are_a_function_of_seed_and_step():
     assert all(np.array_equal(one[name], again[name]) for name in one) and not np.array_equal(
         one["inputs"], other["inputs"]
     )
-    assert one["inputs"].shape == (4, 200) and one["context_length"].shape == (4,)
+    assert one["inputs"].shape == (4, 200) and one["context_length"].shape == (4,) and data.cfg.size_at(3) == (4, 200)
+    said = data.cfg.batch_shapes(4, 200)
+    assert {name: x.shape for name, x in said.items()} == {name: one[name].shape for name in said}
