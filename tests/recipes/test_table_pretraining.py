@@ -15,7 +15,7 @@ from recipes import table_pretraining as recipe
 def small():
     tiny = recipe.PRESETS["tiny"]
     data = dataclasses.replace(
-        tiny.data, examples=24, tested=12, batch_size=4, target_length=40,
+        tiny.data, examples=24, tested=12, batch_size=4, target_length=64,
         tables=dataclasses.replace(
             tiny.data.tables, sources=("entities",), schemas=196, per_schema=1, vocabulary="bpe:300", batch_size=4,
             sequence_length=159, evaluation_rows=6,
