@@ -29,6 +29,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -187,7 +188,7 @@ def taught(setting: Setting) -> Setting:
 
 def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> Trial:
     """All stages of an arm; the error rate on tested windows."""
-    cfg = taught(setting)
+    start, cfg = time.perf_counter(), taught(setting)
     cfg = dataclasses.replace(
         cfg, init_seed=seed, data=dataclasses.replace(cfg.data, seed=seed),
         optimizer=dataclasses.replace(cfg.optimizer, rate=point["rate"]),
@@ -210,7 +211,8 @@ def trial(*, arm: str, point: dict[str, float], seed: int, setting: Setting) -> 
         "pre-training tokens": found["mlm"].ledger.to_dict()["tokens"] if "mlm" in found else 0,
         "classes": cfg.classes,
     }
-    return Trial(value, tuning_value, last.ledger.to_dict(), last.curve, extra=extra)
+    seconds = time.perf_counter() - start
+    return Trial(value, tuning_value, last.ledger.to_dict(), last.curve, seconds, extra)
 
 
 def claim(run: Claim) -> Table:
