@@ -4,7 +4,7 @@ Only the order of the documents changes: a greedy path through the graph of near
 context are related. No mask keeps them apart, and contexts are shuffled after they are cut:
 
     python -m recipes.in_context_pretraining claim                     # about 3 minutes on two CPU cores
-    python -m recipes.in_context_pretraining claim --preset small      # the committed result
+    python -m recipes.in_context_pretraining claim --preset small      # the committed result, about 25 minutes
     python -m recipes.in_context_pretraining compile --preset paper_7b --topology v5p:8x8x8
 
 Claim: a model trained so makes more of what stands before a document (averages over 0.3B to 7B: in-context learning +8 %,
@@ -12,6 +12,9 @@ reading comprehension +15 %). Judged on pieces of held-out Python modules: the l
 two random ones, and alone; all arms see the same pieces, and are scored on the same contexts. The gate is a text whose
 relatedness is known: every document lists the key:value table of its topic, and on a new topic a value can only be copied
 from another document of it.
+
+On the modules it holds: 0.05 nat better after related pieces in all seeds, and five times the standard order's gain from
+related over random context. The gate does not: after 600 updates no order copies values (2.47 nats, chance is 2.48).
 
 Reconstructed: the paper's embedder (Contriever) is tf-idf with a truncated SVD here, and its approximate search is exact.
 """

@@ -6,7 +6,7 @@ Every baseline is a list of these stages. The task is to tell from which package
 tokens is; 400 windows have labels, thousands have none, and the documents that are tested are in no stage:
 
     python -m recipes.well_read claim                     # about 3 minutes on two CPU cores
-    python -m recipes.well_read claim --preset small      # the committed result
+    python -m recipes.well_read claim --preset small      # the committed result, about 15 minutes
     python -m recipes.well_read compile --preset paper_tiny --topology v5e:2x4
 
 Claim: for small models, pre-training and then distillation beats pre-training and fine-tuning, and distillation from random
