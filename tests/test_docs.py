@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
 
 
+@pytest.mark.timeout(960)
 def test_methods_in_five_lines(tmp_path, one_device):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
     assert len(blocks) > 10
@@ -22,7 +25,7 @@ def test_methods_in_five_lines(tmp_path, one_device):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=560,
+        timeout=900,
         check=False,
     )
     assert found.returncode == 0 and found.stdout.endswith("done\n"), found.stderr[-3000:]
