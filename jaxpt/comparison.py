@@ -21,7 +21,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,10 @@ class Table:
     def extras(self, arm: str, name: str) -> list[float]:
         """What else each seed's trial told under this name; NaN, which passes no bound, of a run that diverged."""
         return [t.extra.get(name, math.nan) for _, t in sorted(self.trials[arm].items())]
+
+    def curves(self, arms: Iterable[str] | None = None) -> dict[str, list[list[tuple[int, float]]]]:
+        """arm -> its training curve for each seed; of all arms by default."""
+        return {arm: [t.curve for t in self.trials[arm].values()] for arm in (self.trials if arms is None else arms)}
 
     def mean_extra(self, arm: str, name: str) -> float:
         """Its mean over seeds."""

@@ -25,7 +25,7 @@ from jaxpt.core.types import Params
 from jaxpt.data.arrays import ArrayLoader
 from jaxpt.data.held_out import Part
 from jaxpt.data.records import TokenRecords
-from jaxpt.evaluate.bits_per_byte import Scorer
+from jaxpt.evaluate.bits_per_byte import Scorer, loss_over
 from jaxpt.evaluate.classification import held_out
 from jaxpt.evaluate.probe import Windows, labelled_windows
 from jaxpt.pretrain import DataConfig
@@ -163,12 +163,7 @@ class WindowData:
         whole = range(0, len(inputs) - size + 1, size)
         if not len(whole):
             raise ValueError(f"there are {len(inputs)} tested windows, fewer than a batch of {size}")
-
-        def evaluate(params: Params) -> dict[str, float]:
-            found = [score(params, {name: x[i : i + size] for name, x in batch.items()}) for i in whole]
-            return {"loss": float(sum(f[0].sum() for f in found) / sum(f[1].sum() for f in found))}
-
-        return evaluate
+        return loss_over(score, lambda: ({name: x[i : i + size] for name, x in batch.items()} for i in whole))
 
 
 def _read(path: str, shape: tuple[int, int]) -> np.ndarray:

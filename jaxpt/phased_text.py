@@ -79,8 +79,12 @@ class PhasedData(DataConfig):
 
     def size_at(self, update: int) -> tuple[int, int]:
         """(sequences, tokens of each) of an update, counted from 0."""
-        _, length, rows = next(phase for phase in reversed(self.phases) if phase[0] <= update)
+        _, length, rows = self.phases[self.phase_at(update)]
         return rows, length
+
+    def phase_at(self, update: int) -> int:
+        """The number of the phase that an update, counted from 0, is in."""
+        return max(i for i, (first, _, _) in enumerate(self.phases) if first <= update)
 
     def batch_shapes(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         rate = {} if self.mask_rate is None else {"mask_rate": jax.ShapeDtypeStruct((rows,), np.float32)}
@@ -123,7 +127,7 @@ class PhasedLoader:
 
     def batch(self, step: int) -> dict[str, np.ndarray]:
         """This process's rows of the batch of one update, counted from 0."""
-        number = max(i for i, (first, _, _) in enumerate(self.cfg.phases) if first <= step)
+        number = self.cfg.phase_at(step)
         return self._with_rate(self.loaders[number].batch(step - self.cfg.phases[number][0]), step)
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, np.ndarray]]:

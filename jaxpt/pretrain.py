@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from jaxpt.core import spec as specs
 from jaxpt.core.rng import fold
 from jaxpt.core.types import Params, PRNGKeyArray
+from jaxpt.data.arrays import OneSize
 from jaxpt.data.held_out import Part, held_out
 from jaxpt.data.loader import Loader, single_source
 from jaxpt.data.packing import batch_shapes, pack
@@ -44,7 +45,7 @@ from jaxpt.training.step import Batch, Phased, Step, WeightFn, make_step
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(OneSize):
     """Which text, and how it becomes batches.
 
     Attributes:
@@ -84,10 +85,6 @@ class DataConfig:
     def batch_shapes(self, rows: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Names, shapes and dtypes of the arrays of a batch of so many sequences of so many tokens, before there is text."""
         return batch_shapes(rows, length)
-
-    def size_at(self, update: int) -> tuple[int, int]:
-        """(sequences, tokens of each) of an update, counted from 0."""
-        return self.batch_size, self.sequence_length
 
     @property
     def task(self) -> TextTask:

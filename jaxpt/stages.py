@@ -55,6 +55,13 @@ class Stage:
     optimizer: Literal["reset", "keep"] = "reset"
 
 
+def in_a_row(runs: Mapping[str, Pretrain], start: str | None = None) -> tuple[Stage, ...]:
+    """Stages by these names, each from all parameters of the one before, with an optimizer of its own; the first from
+    `start`."""
+    before = [start, *list(runs)[:-1]]
+    return tuple(Stage(name=name, run=run, start=b) for (name, run), b in zip(runs.items(), before, strict=True))
+
+
 def run_stages(
     stages: Sequence[Stage], out: str | Path, given: Mapping[str, Params] | None = None
 ) -> dict[str, Result]:

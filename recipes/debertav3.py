@@ -160,8 +160,7 @@ def claim(run: Claim) -> Table:
         f"Under ES the two losses' gradients on the table have a cosine of {cosine:.3f}; it is below 0.05 on {low:.0%} of "
         "the batches."
     )
-    losses = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
-    plots.curves(run.figure("loss"), losses, title="Training loss", x="update", y="L_G + 50 L_D")
+    plots.curves(run.figure("loss"), table.curves(ARMS), title="Training loss", x="update", y="L_G + 50 L_D")
     return table
 
 

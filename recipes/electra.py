@@ -172,8 +172,7 @@ def claim(run: Claim) -> Table:
         f"Linear probe, {extra['probe labels']} packages (majority {extra['probe majority']:.3f}), not a part of the claim: "
         f"{errors}. The reference generator replaces {extra['report']['base_rate']:.3f} of the tokens."
     )
-    losses = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
-    plots.curves(run.figure("loss"), losses, title="Training loss", x="update", y="L_G + 50 L_D")
+    plots.curves(run.figure("loss"), table.curves(ARMS), title="Training loss", x="update", y="L_G + 50 L_D")
     return table
 
 

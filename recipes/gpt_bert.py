@@ -163,8 +163,7 @@ def pseudo_score(params: Params, ids: Array, cfg: Any) -> Array:
         hidden = jnp.where(jnp.arange(ids.shape[1]) == at, cfg.vocab_size - 1, ids)
         states = models.of(cfg).hidden_states(params, hidden, cfg, mask=masks.full()).final
         read = models.of(cfg).readout(params, jax.lax.dynamic_slice_in_dim(states, at - 1, 1, 1), cfg)
-        logits = read.head.apply(read.states).astype(jnp.float32)
-        log_p = jax.nn.log_softmax(logits if read.bias is None else logits + read.bias)[:, 0]
+        log_p = jax.nn.log_softmax(read.logits())[:, 0]
         return jnp.take_along_axis(log_p, jnp.take(ids, at, axis=1)[:, None], -1)[:, 0]
 
     return jax.lax.map(one, jnp.arange(1, ids.shape[1])).sum(0)

@@ -205,7 +205,7 @@ def claim(run: Claim) -> Table:
         f"{arm.removeprefix('tables, ')} {table.mean(arm):.3f} after its topic, {_mean(table, arm, 'after random'):.3f} "
         "after another" for arm in TABLE_ARMS) + f"; chance is {chance:.3f}.")  # fmt: skip
     plots.curves(
-        run.figure("loss"), {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS},
+        run.figure("loss"), table.curves(ARMS),
         title="Training loss; related contexts are easier by construction", x="update", y="nats per token",
     )  # fmt: skip
     return table

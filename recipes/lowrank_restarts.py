@@ -140,7 +140,7 @@ def claim(run: Claim) -> Table:
         "against plain low rank from a good start."
     )
     plots.curves(
-        run.figure("loss"), {arm: [t.curve for t in trials.values()] for arm, trials in table.trials.items()},
+        run.figure("loss"), table.curves(),
         title="Training loss, every arm at its best rate", x="update", y="nats per byte",
     )  # fmt: skip
     return table

@@ -212,8 +212,7 @@ def claim(run: Claim) -> Table:
             f"{arm} {np.mean([t.extra['end'][name] for t in _of(table, arm)]):.3f}" for arm in table.trials
         )
         table.note(f"At the end, {name}: {each}.")
-    losses = {arm: [t.curve for t in _of(table, arm)] for arm in ARMS}
-    plots.curves(run.figure("loss"), losses, title="Training loss; each arm's own", x="update", y="L")
+    plots.curves(run.figure("loss"), table.curves(ARMS), title="Training loss; each arm's own", x="update", y="L")
     return table
 
 

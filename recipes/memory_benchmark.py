@@ -234,8 +234,7 @@ def _draw(run: Claim, table: Table, found: dict[str, Measured]) -> None:
         run.figure("peak"), {arm: (m.peak / 1e6, table.values(arm)) for arm, m in found.items()},
         title="Loss against memory of the compiled step, equal tokens", x="MB at the peak", y="bits per byte",
     )  # fmt: skip
-    losses = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
-    plots.curves(run.figure("loss"), losses, title="Training loss, every arm at its best point", x="update",
+    plots.curves(run.figure("loss"), table.curves(ARMS), title="Training loss, every arm at its best point", x="update",
                  y="nats per byte")  # fmt: skip
 
 

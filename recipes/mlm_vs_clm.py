@@ -129,9 +129,8 @@ def claim(run: Claim) -> Table:
         + ", ".join(f"{arm} {value:.3f}" for arm, value in accuracy.items())
         + f". The CLM run under its own causal mask: {table.mean_extra('CLM', 'probe causal'):.3f}."
     )
-    losses = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
-    plots.curves(run.figure("loss"), losses, title="Training loss; it jumps where the target changes", x="update",
-                 y="nats per token")  # fmt: skip
+    plots.curves(run.figure("loss"), table.curves(ARMS), title="Training loss; it jumps where the target changes",
+                 x="update", y="nats per token")  # fmt: skip
     shares = [(share, arm) for share, arm in zip((0, 25, 50, 75, 100), ARMS, strict=True)]
     by_share = [[(share, table.values(arm)[i]) for share, arm in shares] for i in range(len(run.seeds))]
     plots.curves(run.figure("shares"), {"hidden tokens": by_share}, title="Held-out loss on hidden tokens", x="% CLM first",

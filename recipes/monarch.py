@@ -238,7 +238,7 @@ def claim(run: Claim) -> Table:
     _digits(run, table)
     _planted(run, table)
     plots.curves(
-        run.figure("loss"), {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS},
+        run.figure("loss"), table.curves(ARMS),
         title="Training loss on text, every arm at its best rate", x="update", y="nats per byte",
     )  # fmt: skip
     return table

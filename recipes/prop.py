@@ -195,7 +195,7 @@ def claim(run: Claim) -> Table:
         + f"; query likelihood, which labels the pairs, {likelihood:.3f}."
     )
     table.note(f"The control's pairs in the right order: {1 - table.mean(CONTROL):.3f} (expected below 0.65).")
-    curves = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
+    curves = table.curves(ARMS)
     plots.curves(run.figure("loss"), curves, title="Training loss", x="update", y="loss")
     return table
 

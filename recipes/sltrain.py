@@ -153,7 +153,7 @@ def claim(run: Claim) -> Table:
         f"over plain low rank of equal rank is {gap:+.4f} bits per byte."
     )
 
-    losses = {arm: [t.curve for t in trials.values()] for arm, trials in table.trials.items()}
+    losses = table.curves()
     plots.curves(run.figure("loss"), losses, title="Training loss, every arm at its best point", x="update",
                  y="nats per byte")  # fmt: skip
     plots.spectra(run.figure("spectra"), spectra, title=f"Singular values of {LOOKED_AT}, layer 0")

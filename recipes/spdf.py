@@ -126,7 +126,7 @@ def claim(run: Claim) -> Table:
     table.note(f"Nominal operations of pre-training at 75 % over dense, head and attention counted dense: {share:.3f}. A "
                "mask of single entries saves no time on matrix units.")  # fmt: skip
     plots.curves(
-        run.figure("loss"), {arm: [t.curve for t in trials.values()] for arm, trials in table.trials.items()},
+        run.figure("loss"), table.curves(),
         title="Fine-tuning, every arm at its best rate", x="update", y="nats per byte",
     )  # fmt: skip
     return table

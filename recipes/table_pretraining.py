@@ -53,7 +53,7 @@ from jaxpt.optim import AdafactorConfig, AdamConfig, OptimizerConfig
 from jaxpt.pretrain import Pretrain
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
-from jaxpt.stages import Stage, run_stages
+from jaxpt.stages import Stage, in_a_row, run_stages
 from jaxpt.training.run import NonFiniteError, RunConfig
 
 PLANS: dict[str, tuple[str, ...]] = {
@@ -118,10 +118,7 @@ def stage(setting: Setting, kind: str) -> Pretrain:
 
 def stages(setting: Setting, arm: str) -> tuple[Stage, ...]:
     """The stages of an arm, each from what the one before left."""
-    kinds = PLANS[arm]
-    return tuple(
-        Stage(name=kind, run=stage(setting, kind), start=kinds[i - 1] if i else None) for i, kind in enumerate(kinds)
-    )
+    return in_a_row({kind: stage(setting, kind) for kind in PLANS[arm]})
 
 
 def first_stage(setting: Setting, arm: str) -> Pretrain:
@@ -197,7 +194,7 @@ def claim(run: Claim) -> Table:
     table.note(f"The control {between} between no pretraining and span corruption, as was expected.")
     tokens = next(iter(table.trials[METHOD].values())).extra.get("pretraining tokens", math.nan)
     table.note(f"Pretraining, {tokens:,.0f} tokens in each of three arms, is not in the ledger: it serves every task.")
-    curves = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
+    curves = table.curves(ARMS)
     plots.curves(
         run.figure("loss"), curves, title="Training loss of fine-tuning", x="update", y="nats per answer token"
     )

@@ -141,7 +141,7 @@ def claim(run: Claim) -> Table:
         table.note(f"At {task} the mixture is {share:+.1%} from the specialist in nats (expected within 5 to 10 %).")
     for name, found in means.items():
         table.note(f"{name}: " + ", ".join(f"{task} {value:.3f}" for task, value in found.items()) + " nats.")
-    curves = {arm: [t.curve for t in table.trials[arm].values()] for arm in ARMS}
+    curves = table.curves(ARMS)
     plots.curves(run.figure("loss"), curves, title="Training loss, each arm on what it trains", x="update",
                  y="nats per target token")  # fmt: skip
     return table

@@ -55,7 +55,7 @@ from jaxpt.optim import AdamConfig
 from jaxpt.pretrain import Pretrain
 from jaxpt.recipe import Claim, Recipe
 from jaxpt.sharding import MeshConfig
-from jaxpt.stages import Stage, run_stages
+from jaxpt.stages import Stage, in_a_row, run_stages
 from jaxpt.training.checkpoint import restore_params_only
 from jaxpt.training.run import RunConfig
 
@@ -127,8 +127,8 @@ def pretrained_distillation(kinds: Sequence[Kind], setting: Setting) -> tuple[St
 
     "truncated" is no stage of the student: the next one begins with the parameters of `truncated`.
     """
-    steps = zip([None, *kinds[:-1]], kinds, strict=True)
-    return tuple(Stage(name=k, run=stage(setting, k), start=before) for before, k in steps if k != "truncated")
+    own = [kind for kind in kinds if kind != "truncated"]
+    return in_a_row({kind: stage(setting, kind) for kind in own}, None if own == list(kinds) else "truncated")
 
 
 def first_stage(setting: Setting, arm: str) -> Pretrain:

@@ -1,13 +1,30 @@
-"""A loader of examples that are in memory: rows of arrays, in an order that the plan shuffles anew in every epoch."""
+"""Examples as dictionaries of arrays: how they are stacked, and a loader of those in memory, in an order that the plan
+shuffles anew in every epoch."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from jaxpt.data.plan import Plan, Source
+
+
+def stacked(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Examples of arrays [...] as a batch of arrays [N, ...]."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+class OneSize:
+    """What a run asks of data whose batches all have one size."""
+
+    batch_size: int
+    sequence_length: int
+
+    def size_at(self, update: int) -> tuple[int, int]:
+        """(sequences, tokens of each) of an update, counted from 0."""
+        return self.batch_size, self.sequence_length
 
 
 class ArrayLoader:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxpt.data.arrays import stacked
 from jaxpt.data.packing import Packing, example
 from jaxpt.data.plan import Plan, Source
 from jaxpt.data.records import TokenRecords
@@ -67,8 +68,7 @@ class Loader:
         """This process's rows of the batch of one step: arrays [rows, S], and sequence_ids [rows] int64."""
         source, sequence = self.plan.rows(step, self._rows)
         rows = [self._row(int(s), int(i)) for s, i in zip(source, sequence, strict=True)]
-        stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return stacked | {"sequence_ids": source << SOURCE_SHIFT | sequence}
+        return stacked(rows) | {"sequence_ids": source << SOURCE_SHIFT | sequence}
 
     def _row(self, source: int, sequence: int) -> dict[str, np.ndarray]:
         records, packing = self._sources[source]

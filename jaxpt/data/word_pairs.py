@@ -25,11 +25,13 @@ from jax.sharding import Mesh
 
 from jaxpt.core.types import Params
 from jaxpt.data import vocabularies
+from jaxpt.data.arrays import OneSize, stacked
 from jaxpt.data.documents import DataError
 from jaxpt.data.held_out import Part
 from jaxpt.data.prepare import TextTask, prepared
 from jaxpt.data.records import TokenRecords
 from jaxpt.data.word_statistics import CANDIDATES, Collection
+from jaxpt.evaluate.bits_per_byte import loss_over
 from jaxpt.sharding import local_rows
 
 Rows = dict[str, np.ndarray]
@@ -50,7 +52,7 @@ class Special(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class WordPairs:
+class WordPairs(OneSize):
     """Which documents, and how pairs of word sets become batches.
 
     Attributes:
@@ -78,10 +80,6 @@ class WordPairs:
         """Names, shapes and dtypes of the arrays of a batch of so many pairs, before there is text."""
         rows = {name: jax.ShapeDtypeStruct((pairs, 2, length), np.int32) for name in ROWS}
         return rows | {"gap": jax.ShapeDtypeStruct((pairs,), np.float32)}
-
-    def size_at(self, update: int) -> tuple[int, int]:
-        """(pairs, tokens of a row) of an update."""
-        return self.batch_size, self.sequence_length
 
     @property
     def task(self) -> TextTask:
@@ -124,7 +122,7 @@ class Pairs:
         collection, text = self.collections[split], self.texts[split][document]
         more, less, gap = collection.pair(rng, document, self.cfg.words, self.cfg.candidates)
         both = [self.rows.row(collection.said(rng, chosen), text) for chosen in (more, less)]
-        return {name: np.stack([row[name] for row in both]) for name in both[0]} | {"gap": np.asarray(gap, np.float32)}
+        return stacked(both) | {"gap": np.asarray(gap, np.float32)}
 
     def held_out(self, part: Part = "all") -> Iterator[Rows]:
         """Batches of one pair a document, the same ones every time; documents are parted by their text's hash."""
@@ -147,13 +145,7 @@ class Pairs:
         self, score: Any, part: Part = "all", *, likelihood: bool = False
     ) -> Callable[[Params], dict[str, float]]:
         """Parameters -> "loss", the weighted mean over the held-out pairs."""
-
-        def evaluate(params: Params) -> dict[str, float]:
-            found = np.asarray([[x.sum() for x in score(params, batch)] for batch in self.held_out(part)])
-            nats, weights = found.sum(0)
-            return {"loss": float(nats / weights)}
-
-        return evaluate
+        return loss_over(score, lambda: self.held_out(part))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -242,11 +234,6 @@ class RowMaker:
     @functools.cached_property
     def _known(self) -> dict[str, tuple[int, ...]]:
         return {}
-
-
-def stacked(found: Sequence[Rows]) -> Rows:
-    """Elements as a batch."""
-    return {name: np.stack([one[name] for one in found]) for name in found[0]}
 
 
 def decoded(records: TokenRecords, vocabulary: vocabularies.Vocabulary) -> list[str]:

@@ -112,6 +112,19 @@ def mean_loss(score: Scorer, windows: Windows) -> Callable[[Params], dict[str, f
     return evaluate
 
 
+def loss_over(
+    score: Scorer, batches: Callable[[], Iterable[dict[str, np.ndarray]]]
+) -> Callable[[Params], dict[str, float]]:
+    """An evaluation on batches of any kind, made anew each time: parameters -> "loss", the weighted mean in nats."""
+
+    def evaluate(params: Params) -> dict[str, float]:
+        found = np.asarray([[x.sum() for x in score(params, batch)] for batch in batches()])
+        nats, weights = found.sum(0)
+        return {"loss": float(nats / weights)}
+
+    return evaluate
+
+
 def sum_nats(
     score: Scorer,
     params: Params,

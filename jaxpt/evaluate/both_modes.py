@@ -50,9 +50,7 @@ def masked_next_logits(cfg: Any) -> MaskedLogits:
 
     def logits(params: Params, ids: Int[Array, "B S"], segment_ids: Int[Array, "B S"]) -> Float[Array, "B S V"]:
         states = models.of(cfg).hidden_states(params, ids, cfg, mask=masks.full(segment_ids)).final
-        read = models.of(cfg).readout(params, states, cfg)
-        found = read.head.apply(read.states)
-        found = found if read.bias is None else found + read.bias
+        found = models.of(cfg).readout(params, states, cfg).logits()
         return jnp.pad(found[:, :-1], ((0, 0), (1, 0), (0, 0)))
 
     return logits

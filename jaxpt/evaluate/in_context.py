@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxpt.core.types import Params
+from jaxpt.data.arrays import stacked
 from jaxpt.data.packing import Packing, example
 from jaxpt.data.records import TokenRecords
 from jaxpt.data.related import Units
@@ -52,7 +53,7 @@ def document_loss(
     size = lengths.pop()
     packing = Packing(spans, np.concatenate([[0], np.cumsum(counts)]), rows.shape[1] * size, "concatenate")
     found = [example(records, packing, i) for i in range(len(rows))]
-    batch = {name: np.stack([row[name] for row in found]) for name in found[0]}
+    batch = stacked(found)
     labels = batch["labels"][:, -size:]
     weight = np.zeros_like(batch["loss_weight"])
     weight[:, -size:] = labels != records.eos_id if scored is None else scored(labels)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxpt.data.arrays import stacked
 from jaxpt.data.held_out import HeldOut
 
 
@@ -39,11 +40,11 @@ class Rolling:
         for row in self._rows():
             rows.append(row)
             if len(rows) == self.held_out.batch_size:
-                yield _stack(rows)
+                yield stacked(rows)
                 rows = []
         if rows:
             empty = {name: np.zeros_like(x) for name, x in rows[0].items()}
-            yield _stack(rows + [empty] * (self.held_out.batch_size - len(rows)))
+            yield stacked(rows + [empty] * (self.held_out.batch_size - len(rows)))
 
     def _rows(self) -> Iterator[dict[str, np.ndarray]]:
         held, records = self.held_out, self.held_out.records
@@ -90,7 +91,3 @@ def _row(stream: np.ndarray, size: int, scored: int, eos_id: int) -> dict[str, n
     weight = np.zeros(size, np.float32)
     weight[length - scored : length] = stream[length - scored + 1 :] != eos_id
     return row | {"loss_weight": weight}
-
-
-def _stack(rows: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

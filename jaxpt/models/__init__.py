@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxpt.core.types import Array, Float
 from jaxpt.weights import Matrix
 
@@ -18,6 +20,11 @@ class Readout(NamedTuple):
     states: Float[Array, "B N D"]
     head: Matrix
     bias: Float[Array, " V"] | None
+
+    def logits(self) -> Float[Array, "B N V"]:
+        """All of them, float32, for models small enough to hold them."""
+        found = self.head.apply(self.states).astype(jnp.float32)
+        return found if self.bias is None else found + self.bias
 
 
 def of(cfg: Any) -> Any:

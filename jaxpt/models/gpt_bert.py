@@ -114,7 +114,7 @@ def init(key: PRNGKeyArray, cfg: Config) -> Params:
 def apply(params: Params, inputs: Array, cfg: Config, **kwargs: Any) -> Float[Array, "B S V"]:
     """Logits [B, S, V] in float32. Keyword arguments as for `hidden_states`."""
     read = readout(params, hidden_states(params, inputs, cfg, **kwargs).final, cfg)
-    logits = read.head.apply(read.states).astype(jnp.float32) + params["head"]["bias"]
+    logits = read.logits()
     return blocks.constrain(logits, "batch", "sequence", "vocab")
 
 

@@ -10,11 +10,12 @@ tokens of the batch, so that a row of X counts more than a row of R. `corruption
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from jaxpt.core.types import Array, Int, Metrics, Params, PRNGKeyArray
+from jaxpt.core.types import Array, Bool, Int, Metrics, Params, PRNGKeyArray
 from jaxpt.layers.masks import prefix_lm
 from jaxpt.models import decoder, flops
 from jaxpt.objectives import causal_lm
@@ -84,15 +85,21 @@ def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: Denoising) ->
 
 def by_mode(losses: Losses, denoiser: Int[Array, " B"], mixture: Mixture) -> Metrics:
     """loss_R, loss_S, ...: the sums and weights of the rows that the denoisers of each mode made."""
-    metrics: Metrics = {}
-    for mode in sorted({d.mode for d in mixture.denoisers}):
-        own = jnp.asarray([d.mode == mode for d in mixture.denoisers])[denoiser]
-        metrics[f"loss_{mode}"] = (jnp.sum(losses.sums * own), jnp.sum(losses.weights * own))
-    return metrics
+    modes = sorted({d.mode for d in mixture.denoisers})
+    return by_group(losses, {m: jnp.asarray([d.mode == m for d in mixture.denoisers])[denoiser] for m in modes})
+
+
+def by_group(losses: Losses, rows: Mapping[str, Bool[Array, " B"]]) -> Metrics:
+    """loss_NAME: the sums and weights of these rows."""
+    return {f"loss_{name}": (jnp.sum(losses.sums * own), jnp.sum(losses.weights * own)) for name, own in rows.items()}
 
 
 def check_vocabulary(mixture: Mixture, vocab_size: int) -> None:
     """Raises ValueError where a model with so many tokens lacks one of the mixture's."""
-    highest = max(mixture.sentinel, mixture.eos_id, *(i for _, i in mixture.modes))
+    check_token(max(mixture.sentinel, mixture.eos_id, *(i for _, i in mixture.modes)), vocab_size)
+
+
+def check_token(highest: int, vocab_size: int) -> None:
+    """Raises ValueError where a model with so many tokens lacks this one."""
     if highest >= vocab_size:
         raise ValueError(f"the mixture uses token {highest}, the model has vocab_size={vocab_size}")

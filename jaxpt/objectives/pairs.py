@@ -12,10 +12,10 @@ import dataclasses
 import jax
 
 from jaxpt.core.types import Params, PRNGKeyArray
-from jaxpt.models import encoder_decoder, flops
+from jaxpt.models import flops
 from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption.rows import real_tokens
-from jaxpt.objectives.seq2seq_denoising import of_pairs, pair_batch
+from jaxpt.objectives.seq2seq_denoising import check_model, of_pairs, pair_batch
 from jaxpt.weights import Cost
 
 
@@ -32,8 +32,7 @@ class Pairs(Objective):
     start_id: int = 0
 
     def check(self) -> None:
-        if not isinstance(self.model, encoder_decoder.Config):
-            raise ValueError(f"needs an encoder_decoder.Config, got {type(self.model).__module__}")
+        check_model(self.model)
 
     def loss(self, params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray) -> Losses:
         return loss(params, batch, key, self)

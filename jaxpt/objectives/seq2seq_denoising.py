@@ -16,6 +16,7 @@ padding token. `corruption.denoisers` says what of the mixture is reconstructed;
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +44,7 @@ class Seq2SeqDenoising(Objective):
     mode_tokens: bool = True
 
     def check(self) -> None:
-        if not isinstance(self.model, encoder_decoder.Config):
-            raise ValueError(f"needs an encoder_decoder.Config, got {type(self.model).__module__}; see `denoising`")
+        check_model(self.model, "; see `denoising`")
         denoising.check_vocabulary(self.mixture, self.model.vocab_size)
 
     def sizes(self, length: int) -> spans.Sizes:
@@ -60,6 +60,12 @@ class Seq2SeqDenoising(Objective):
 
     def cost(self, params: Params, batch_size: int, sequence_length: int) -> Cost:
         return flops.encoder_decoder_flops(params, self.model, batch_size, *self.sizes(sequence_length))
+
+
+def check_model(model: Any, more: str = "") -> None:
+    """Raises ValueError where a model is no encoder-decoder; `more` ends the message."""
+    if not isinstance(model, encoder_decoder.Config):
+        raise ValueError(f"needs an encoder_decoder.Config, got {type(model).__module__}{more}")
 
 
 def loss(params: Params, batch: dict[str, jax.Array], key: PRNGKeyArray, cfg: Seq2SeqDenoising) -> Losses:

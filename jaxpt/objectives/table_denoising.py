@@ -29,14 +29,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpt.core.rng import fold
-from jaxpt.core.types import Array, Bool, Float, Int, Metrics, Params, PRNGKeyArray
-from jaxpt.models import encoder_decoder, flops
+from jaxpt.core.types import Array, Bool, Float, Int, Params, PRNGKeyArray
+from jaxpt.models import flops
+from jaxpt.objectives import denoising
 from jaxpt.objectives.base import Losses, Objective
 from jaxpt.objectives.corruption import positions, spans
 from jaxpt.objectives.corruption.masking import first_units, unit_sizes
 from jaxpt.objectives.corruption.rows import over_rows, real_tokens
 from jaxpt.objectives.corruption.spans import SpanCorruption
-from jaxpt.objectives.seq2seq_denoising import of_pairs, pair_batch
+from jaxpt.objectives.seq2seq_denoising import check_model, of_pairs, pair_batch
 from jaxpt.weights import Cost
 
 KINDS = ("spans", "cells", "context", "stated")
@@ -96,11 +97,8 @@ class TableDenoising(Objective):
         return self.target_length - 1 - self.corruption.sentinels
 
     def check(self) -> None:
-        if not isinstance(self.model, encoder_decoder.Config):
-            raise ValueError(f"needs an encoder_decoder.Config, got {type(self.model).__module__}")
-        highest = max(self.corruption.sentinel, self.corruption.eos_id or 0)
-        if highest >= self.model.vocab_size:
-            raise ValueError(f"the mixture uses token {highest}, the model has vocab_size={self.model.vocab_size}")
+        check_model(self.model)
+        denoising.check_token(max(self.corruption.sentinel, self.corruption.eos_id or 0), self.model.vocab_size)
 
     def sizes(self, length: int) -> spans.Sizes:
         """Static sizes of inputs and targets made of rows of `length` tokens.
@@ -258,8 +256,5 @@ def _or(noise: Bool[Array, " S"], other: Bool[Array, " S"]) -> Bool[Array, " S"]
 def of_corrupted(params: Params, batch: dict[str, jax.Array], cfg: TableDenoising) -> Losses:
     """The same of what `corrupt` returns. The metrics loss_spans, loss_cells, ... are the means over each kind's targets."""
     losses = of_pairs(params, batch, cfg.model)
-    found: Metrics = {}
-    for i, name in enumerate(KINDS):
-        own = batch["kind"] == i
-        found[f"loss_{name}"] = (jnp.sum(losses.sums * own), jnp.sum(losses.weights * own))
+    found = denoising.by_group(losses, {name: batch["kind"] == i for i, name in enumerate(KINDS)})
     return losses._replace(metrics=losses.metrics | found)

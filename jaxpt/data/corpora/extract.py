@@ -29,8 +29,8 @@ BASE64 = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 OVERSTRIKE = re.compile(".\x08")
 
 
-def html(raw: bytes, where: str) -> tuple[str, str]:
-    """(title, text) of a page: a paragraph per innermost block, without navigation, code and forms.
+def parsed(raw: bytes, where: str) -> Any:
+    """The tree of a page in UTF-8.
 
     Raises:
       DataError: the page is empty or cannot be parsed.
@@ -39,9 +39,20 @@ def html(raw: bytes, where: str) -> tuple[str, str]:
     import lxml.html
 
     try:
-        tree = lxml.html.document_fromstring(raw, parser=lxml.html.HTMLParser(encoding="utf-8"))
+        return lxml.html.document_fromstring(raw, parser=lxml.html.HTMLParser(encoding="utf-8"))
     except (lxml.etree.ParserError, lxml.etree.XMLSyntaxError) as error:
         raise DataError(f"{where} is not an HTML page: {error}") from None
+
+
+def html(raw: bytes, where: str) -> tuple[str, str]:
+    """(title, text) of a page: a paragraph per innermost block, without navigation, code and forms.
+
+    Raises:
+      DataError: the page is empty or cannot be parsed.
+    """
+    import lxml.etree
+
+    tree = parsed(raw, where)
     title = " ".join((tree.findtext(".//title") or "").split())
     body = tree.find("body")
     if body is None:

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from jaxpt.core.names import nearest_error
 from jaxpt.core.types import Params
 from jaxpt.data import vocabularies
-from jaxpt.data.arrays import ArrayLoader
+from jaxpt.data.arrays import ArrayLoader, OneSize, stacked
 from jaxpt.data.documents import DataError
 from jaxpt.data.held_out import Part
 from jaxpt.data.packing import example, pack
@@ -35,6 +35,7 @@ from jaxpt.data.tables.linear import linearize, text_of
 from jaxpt.data.tables.sources import BUNDLED, SCHEMAS, bundled_tables, entity_tables, stated
 from jaxpt.data.tables.table import Table, TableText, distinct, lower, read_tables
 from jaxpt.data.tables.tasks import TASKS, Example, examples
+from jaxpt.evaluate.bits_per_byte import loss_over
 from jaxpt.sharding import local_rows
 
 Rows = dict[str, np.ndarray]
@@ -43,7 +44,7 @@ FIELDS = ("inputs", "segment_ids", "cell_id", "row_id", "col_id", "stated", "con
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TableData:
+class TableData(OneSize):
     """Which tables, and how they become rows.
 
     Attributes:
@@ -93,10 +94,6 @@ class TableData:
         """Names, shapes and dtypes of the arrays of a batch, before there are tables."""
         of_token = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in FIELDS[:-1]}
         return of_token | {FIELDS[-1]: jax.ShapeDtypeStruct((rows,), np.int32)}
-
-    def size_at(self, update: int) -> tuple[int, int]:
-        """(rows, tokens of each) of an update."""
-        return self.batch_size, self.sequence_length
 
     def open(self, vocab_size: int) -> Tables:
         """The tables, and the vocabulary.
@@ -164,20 +161,39 @@ def shuffle(unit: TableText, seed: int) -> TableText:
     return TableText(Table(unit.table.header, rows), unit.context)
 
 
+class InMemory:
+    """Rows of training and of testing as the batches of a run."""
+
+    cfg: Any
+    _train: Rows
+
+    def scored(self, part: Part) -> Rows:
+        """The rows of a part that an evaluation scores."""
+        raise TypeError(f"{type(self).__name__} does not say what is scored")
+
+    def loader(self, mesh: Mesh | None = None, seed: int | None = None) -> ArrayLoader:
+        """The batches of all training rows."""
+        size, seed = self.cfg.batch_size, self.cfg.seed if seed is None else seed
+        return ArrayLoader(self._train, size, seed, self.cfg.sequence_length, local_rows(mesh, size))
+
+    def evaluation(
+        self, score: Any, part: Part = "all", *, likelihood: bool = False
+    ) -> Callable[[Params], dict[str, float]]:
+        """Parameters -> "loss", the mean over the target tokens of tested tables, in batches filled up with empty rows."""
+        rows, size = self.scored(part), self.cfg.batch_size
+        starts = range(0, len(rows["inputs"]), size)
+        return loss_over(score, lambda: (batch_of(rows, start, size) for start in starts))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
-class Tables:
-    """Tables and their vocabulary."""
+class Tables(InMemory):
+    """Tables and their vocabulary; training rows are of tables and plain text."""
 
     cfg: TableData
     vocabulary: vocabularies.Vocabulary
 
-    def loader(self, mesh: Mesh | None = None, seed: int | None = None) -> ArrayLoader:
-        """The batches of training tables and plain text."""
-        size, seed = self.cfg.batch_size, self.cfg.seed if seed is None else seed
-        return ArrayLoader(self._train, size, seed, self.cfg.sequence_length, local_rows(mesh, size))
-
     @functools.cached_property
-    def _train(self) -> Rows:
+    def _train(self) -> Rows:  # type: ignore[override]
         rows = [row for unit in self.cfg.units("train") if (row := self.row(unit)) is not None]
         if not rows:
             raise DataError(f"no training table of {self.cfg.sources} fits {self.cfg.sequence_length} tokens")
@@ -224,15 +240,12 @@ class Tables:
             raise DataError(f"no table of part {part!r} of {self.cfg.sources} fits {self.cfg.sequence_length} tokens")
         return stacked(rows)
 
-    def evaluation(
-        self, score: Any, part: Part = "all", *, likelihood: bool = False
-    ) -> Callable[[Params], dict[str, float]]:
-        """Parameters -> "loss", the mean over the target tokens of tested tables."""
-        return mean_loss(score, self.held_out(part), self.cfg.batch_size)
+    def scored(self, part: Part) -> Rows:
+        return self.held_out(part)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TableTasks:
+class TableTasks(OneSize):
     """Questions about tables, for one model or one a task.
 
     Attributes:
@@ -251,7 +264,7 @@ class TableTasks:
     seed: int = 0
 
     @property
-    def sequence_length(self) -> int:
+    def sequence_length(self) -> int:  # type: ignore[override]
         """Tokens of inputs, EOS counted: those of pretraining with its EOS."""
         return self.tables.sequence_length + 1
 
@@ -266,29 +279,20 @@ class TableTasks:
         sizes |= dict.fromkeys(("targets", "target_segments"), self.target_length)
         return {name: jax.ShapeDtypeStruct((rows, size), np.int32) for name, size in sizes.items()}
 
-    def size_at(self, update: int) -> tuple[int, int]:
-        """(rows, tokens of the inputs) of an update."""
-        return self.batch_size, self.sequence_length
-
     def open(self, vocab_size: int) -> Questions:
         """The examples, in the vocabulary of pretraining."""
         return Questions(self, self.tables.open(vocab_size).vocabulary)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Questions:
-    """Examples and their vocabulary."""
+class Questions(InMemory):
+    """Examples and their vocabulary; training rows are those whose answer is neither cut off nor too long."""
 
     cfg: TableTasks
     vocabulary: vocabularies.Vocabulary
 
-    def loader(self, mesh: Mesh | None = None, seed: int | None = None) -> ArrayLoader:
-        """The batches of training examples whose answer is neither cut off nor too long."""
-        size, seed = self.cfg.batch_size, self.cfg.seed if seed is None else seed
-        return ArrayLoader(self._train, size, seed, self.cfg.sequence_length, local_rows(mesh, size))
-
     @functools.cached_property
-    def _train(self) -> Rows:
+    def _train(self) -> Rows:  # type: ignore[override]
         other = dataclasses.replace(self.cfg.tables, seed_of_tables=self.cfg.tables.seed_of_tables + 1, shuffled=False)
         asked = examples(other.units("train"), self.cfg.tasks, self.cfg.examples, self.cfg.tables.seed_of_tables)
         rows = [row for one in asked if (row := self.row(one, training=True)) is not None]
@@ -333,25 +337,8 @@ class Questions:
         empty = {name: np.zeros_like(x) for name, x in there.items()}
         return asked, stacked([empty if row is None else row for row in found])
 
-    def evaluation(
-        self, score: Any, part: Part = "all", *, likelihood: bool = False
-    ) -> Callable[[Params], dict[str, float]]:
-        """Parameters -> "loss", the mean over the tokens of the answers."""
-        return mean_loss(score, self.rows(part)[1], self.cfg.batch_size)
-
-
-def mean_loss(score: Any, rows: Rows, size: int) -> Callable[[Params], dict[str, float]]:
-    """An evaluation: the weighted mean of an objective over rows, in batches of one size filled with empty rows."""
-    count = len(rows["inputs"])
-
-    def evaluate(params: Params) -> dict[str, float]:
-        nats = weights = 0.0
-        for start in range(0, count, size):
-            sums, own = score(params, batch_of(rows, start, size))
-            nats, weights = nats + float(sums.sum()), weights + float(own.sum())
-        return {"loss": nats / weights}
-
-    return evaluate
+    def scored(self, part: Part) -> Rows:
+        return self.rows(part)[1]
 
 
 def batch_of(rows: Rows, start: int, size: int) -> Rows:
@@ -364,8 +351,3 @@ def padded(x: np.ndarray | Sequence[int], length: int) -> np.ndarray:
     """[n] -> [length] int32, zeros at the end."""
     x = np.asarray(x, np.int32)
     return np.pad(x, (0, length - len(x)))
-
-
-def stacked(rows: Sequence[Rows]) -> Rows:
-    """[S] each -> [N, S]."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxpt.data.corpora.extract import parsed
 from jaxpt.data.documents import DataError
 from jaxpt.data.tables.table import Table, TableText, distinct, read_tables, to_json
 
@@ -28,14 +29,9 @@ def tables_of_html(raw: bytes, where: str = "page") -> list[TableText]:
       DataError: the page is empty or cannot be parsed.
     """
     import lxml.etree
-    import lxml.html
 
-    try:
-        tree = lxml.html.document_fromstring(raw, parser=lxml.html.HTMLParser(encoding="utf-8"))
-    except (lxml.etree.ParserError, lxml.etree.XMLSyntaxError) as error:
-        raise DataError(f"{where} is not an HTML page: {error}") from None
     found, before = [], ""
-    for element in tree.iter(lxml.etree.Element):
+    for element in parsed(raw, where).iter(lxml.etree.Element):
         inside = any(True for _ in element.iterancestors("table"))
         if element.tag in PARAGRAPHS and not inside:
             before = _text(element) or before

@@ -80,10 +80,9 @@ def _dataset(tables: Tables, split: str, shuffle_files: bool, seed: int | None =
             if (row := tables.row(unit)) is not None:
                 yield row
 
-    length = tables.cfg.sequence_length
-    shapes: dict[str, list[int]] = {name: [length] for name in FIELDS} | {"context_length": []}
+    batch = tables.cfg.batch_shapes(1, tables.cfg.sequence_length)
     return tf.data.Dataset.from_generator(
-        rows, output_signature={name: tf.TensorSpec(shape, tf.int32) for name, shape in shapes.items()}
+        rows, output_signature={name: tf.TensorSpec(x.shape[1:], tf.int32) for name, x in batch.items()}
     )
 
 
