@@ -115,13 +115,13 @@ class Table:
         """What else each seed's trial told under this name; NaN, which passes no bound, of a run that diverged."""
         return [t.extra.get(name, math.nan) for _, t in sorted(self.trials[arm].items())]
 
-    def curves(self, arms: Iterable[str] | None = None) -> dict[str, list[list[tuple[int, float]]]]:
-        """arm -> its training curve for each seed; of all arms by default."""
-        return {arm: [t.curve for t in self.trials[arm].values()] for arm in (self.trials if arms is None else arms)}
-
     def mean_extra(self, arm: str, name: str) -> float:
         """Its mean over seeds."""
         return statistics.fmean(self.extras(arm, name))
+
+    def curves(self, arms: Iterable[str] | None = None) -> dict[str, list[list[tuple[int, float]]]]:
+        """arm -> its training curve for each seed; of all arms by default."""
+        return {arm: [t.curve for t in self.trials[arm].values()] for arm in (self.trials if arms is None else arms)}
 
     def differences(self, arm: str, baseline: str) -> list[float]:
         """baseline - arm, paired by seed: positive where the arm is better."""
@@ -276,9 +276,8 @@ class Pool:
         self.trial, self.store, self.setting, self.total = trial, store, setting, total
         self.finished, self.start = 0, time.monotonic()
         os.environ.update(huge_pages())  # for the workers: it takes effect when a process starts
-        os.environ.setdefault(
-            "JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled")
-        )  # they compile many things alike
+        # What one of them compiles, the others need not.
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_dir() / "compiled"))
         self.executors = [
             ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(i,))
             for i in range(workers)

@@ -12,8 +12,8 @@ area under the ROC curve on held-out text that a third generator filled, the sam
 (from which package of the standard library is a window of 64 tokens) is reported, and that of MLM with as many operations:
 whether ELECTRA wins it at this size is not claimed.
 
-Measured, it holds by little: after 800 updates both are near chance, areas of .524 and .500, better in 2 of 3 seeds. The probe
-tells them apart in every seed (.580 and .334), and MLM with as many operations has .612.
+Measured, it holds by little: after 800 updates both are near chance, areas of .524 and .500, better in 2 of 3 seeds. The
+probe tells them apart in every seed (.580 and .334), and MLM with as many operations has .612.
 
 Reconstructed: bias-corrected Adam and no dropout in the small runs; `optim.BertAdamConfig` in the papers'.
 """
